@@ -1,0 +1,394 @@
+// Package notification tells the users of an exchange what happened to their
+// orders, accounts, positions and risk.
+//
+// A notification goes one way: a service calls [Broker.Publish]; the [Broker]
+// refuses what it has seen before, queues the rest in four priority lanes and
+// hands each to the gateways and receivers of its user; a [Gateway] finds the
+// user's sessions, filters by channel and batches; a [Session] hands its
+// batches to a [Sink], which is a WebSocket, a Go channel or a function.
+//
+//	publishers ──Publish──▶ Broker ──Inbox──▶ Gateway ──▶ Session ──Push──▶ Sink
+//	             dedup, 4 lanes               user → sessions  4-lane outbox
+//	                 └──channel──▶ global subscribers (storage, monitoring)
+//
+// The caller's duties, in the order in which they come up: create a Broker and
+// a Gateway, give each Run a goroutine, register the Gateway, register a
+// Session per connection and only then load the snapshot that the session
+// builds on; give a notification that may be published twice an ID of its own;
+// do not touch a notification after Publish; watch Stats; on the way out shut
+// down the Broker first and the Gateway after it. The package example is all
+// of that in one page.
+//
+// # Lifecycle
+//
+// New… starts nothing. Run blocks, owns every goroutine it starts and returns
+// when all of them are gone. Shutdown refuses new work, delivers what was
+// accepted and returns nil only if nothing was lost on the way. Ending Run's
+// context stops at once instead, and counts what was left; so Run should not
+// be given the context that a signal ends. All of them may be called at any
+// time, any number of times, from any goroutine.
+//
+// # Ordering and loss
+//
+// Within a lane the order of publishing is kept, per user and overall, up to
+// the sink. Across lanes there is none: a P0 overtakes everything that waits,
+// at every stage, and P1, P2 and P3 share what it leaves, so that none of them
+// starves another.
+//
+// A Publish that returned nil was accepted exactly once. What is lost later is
+// lost at a place with a counter in [BrokerStats] or [GatewayStats], and never
+// silently for the client: a session with a hole ends, with [ErrGap],
+// [ErrSlowConsumer] or the error of its sink, and the client loads a snapshot
+// or resumes from a [Cursor]. (A session that asked for [SlowDropOldest] lives
+// on, and counts.)
+//
+// # Backpressure
+//
+// A sink that does not take its batches fills the outbox of its own session,
+// and ends that; it delays nobody else. Gateways that are short of CPU fill
+// their inbox, then the lanes of the Broker, and then Publish says
+// [ErrQueueFull], with nothing remembered, so that a retry is a first publish.
+// [Broker.PublishWait] waits for room instead.
+//
+// # Concurrency
+//
+// Everything exported may be used from many goroutines at once, from inside
+// Push too (Shutdown aside, which waits for Push). No user code runs under a
+// lock of this package.
+//
+// # When not to use it
+//
+// It is a library inside one process: it keeps nothing on disk and talks to no
+// other machine. For delivery across machines use a broker such as NATS or
+// Kafka behind a [Receiver]; for chat rooms with presence and thousands of
+// dynamic topics, a server such as centrifugo.
+package notification
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// AllUsers as a Notification's UserID addresses every session of every user.
+// It is valid with payloads of ChannelSystem only.
+const AllUsers = "*"
+
+// maxIDLen bounds Notification.ID and UserID, and the IDs of sessions and
+// receivers, in bytes: the dedup window and the indexes hold them.
+const maxIDLen = 256
+
+// The errors of this package. Each method says which it returns; all are
+// wrapped with what was wrong and are meant for errors.Is.
+var (
+	// ErrInvalid: an argument cannot be used; the text names the field.
+	ErrInvalid = errors.New("notification: invalid")
+	// ErrClosed: the Broker or Gateway is shutting down or has stopped.
+	ErrClosed = errors.New("notification: closed")
+	// ErrRunning: Run was called a second time.
+	ErrRunning = errors.New("notification: already running")
+	// ErrQueueFull: the lane has no room. Nothing was remembered: publish again later.
+	ErrQueueFull = errors.New("notification: queue full")
+	// ErrReceiverExists: the ID is taken among gateways and receivers, or among global subscribers.
+	ErrReceiverExists = errors.New("notification: receiver exists")
+	// ErrUnknownReceiver: no gateway, receiver or global subscriber has this ID.
+	ErrUnknownReceiver = errors.New("notification: unknown receiver")
+	// ErrSessionExists: a living session of the Gateway has this ID.
+	ErrSessionExists = errors.New("notification: session exists")
+	// ErrUnknownSession: no living session of the Gateway has this ID.
+	ErrUnknownSession = errors.New("notification: unknown session")
+	// ErrTooManySessions: the Gateway holds MaxSessions already.
+	ErrTooManySessions = errors.New("notification: too many sessions")
+	// ErrCursorGone: something behind the cursor is no longer there; load a
+	// snapshot and register without a cursor.
+	ErrCursorGone = errors.New("notification: cursor gone")
+	// ErrCorrupt: the bytes are not an archive, or not a whole one.
+	ErrCorrupt = errors.New("notification: corrupt archive")
+)
+
+// Why a session ended, beside the errors of its own sink.
+var (
+	// ErrSessionClosed: by Session.Close or Gateway.UnregisterSession.
+	ErrSessionClosed = errors.New("notification: session closed")
+	// ErrSessionExpired: nothing was heard of it for its timeout.
+	ErrSessionExpired = errors.New("notification: session expired")
+	// ErrSessionReplaced: a newer session of the user took its place.
+	ErrSessionReplaced = errors.New("notification: session replaced")
+	// ErrSlowConsumer: its sink did not keep up and the outbox overflowed.
+	ErrSlowConsumer = errors.New("notification: slow consumer")
+	// ErrGap: messages on their way to this session may have been lost.
+	ErrGap = errors.New("notification: gap")
+	// ErrSinkPanic: Push panicked or ended its goroutine.
+	ErrSinkPanic = errors.New("notification: sink panic")
+	// ErrGatewayClosed: the Gateway shut down or was stopped.
+	ErrGatewayClosed = errors.New("notification: gateway closed")
+)
+
+// A Priority is a lane. P0 overtakes the others everywhere; they share.
+type Priority uint8
+
+// The priorities. The targets are from Publish to the start of Push.
+const (
+	P0 Priority = iota // risk and rejections: at once, target < 1 ms
+	P1                 // executions and order states: target < 5 ms
+	P2                 // balances and positions: target < 100 ms
+	P3                 // announcements: target < 1 s
+
+	NumPriorities = 4
+)
+
+func (p Priority) String() string {
+	if p >= NumPriorities {
+		return fmt.Sprintf("Priority(%d)", uint8(p))
+	}
+	return [NumPriorities]string{"P0", "P1", "P2", "P3"}[p]
+}
+
+// A Channel is what a session subscribes to. The zero Channel is none.
+type Channel uint8
+
+// The channels.
+const (
+	ChannelTrade    Channel = iota + 1 // orders and executions
+	ChannelAccount                     // balances
+	ChannelPosition                    // positions and their profit
+	ChannelRisk                        // alerts, margin calls, limits
+	ChannelSystem                      // announcements, trading sessions, halts
+
+	numChannels = 6
+)
+
+var channelNames = [numChannels]string{"", "trade", "account", "position", "risk", "system"}
+
+func (c Channel) valid() bool { return c > 0 && c < numChannels }
+
+// String returns the wire name, as ParseChannel reads it.
+func (c Channel) String() string {
+	if !c.valid() {
+		return fmt.Sprintf("Channel(%d)", uint8(c))
+	}
+	return channelNames[c]
+}
+
+// ParseChannel returns the Channel with this wire name, or ErrInvalid.
+func ParseChannel(s string) (Channel, error) {
+	for c := ChannelTrade; c < numChannels; c++ {
+		if channelNames[c] == s {
+			return c, nil
+		}
+	}
+	return 0, fmt.Errorf("%w: channel %q is unknown", ErrInvalid, clip(s))
+}
+
+// MarshalText returns the wire name, or ErrInvalid for a value that has none.
+func (c Channel) MarshalText() ([]byte, error) {
+	if !c.valid() {
+		return nil, fmt.Errorf("%w: channel %d is unknown", ErrInvalid, uint8(c))
+	}
+	return []byte(channelNames[c]), nil
+}
+
+// UnmarshalText is ParseChannel.
+func (c *Channel) UnmarshalText(b []byte) error {
+	v, err := ParseChannel(string(b))
+	if err == nil {
+		*c = v
+	}
+	return err
+}
+
+// A Type says what happened, and thereby which struct the payload is. The zero
+// Type is invalid.
+type Type uint8
+
+// The types, in the order of the archive's codes: append only.
+const (
+	TypeOrderAccepted Type = iota + 1
+	TypeOrderRejected
+	TypeOrderPartiallyFilled
+	TypeOrderFilled
+	TypeOrderCanceled
+	TypeOrderExpired
+	TypeTradeExecuted
+	TypeTradeCanceled
+	TypeAccountOpen
+	TypeAccountUpdate
+	TypePositionUpdate
+	TypePositionProfit
+	TypeRiskAlert
+	TypeMarginCall
+	TypePositionLimit
+	TypeSystemNotice
+	TypeTradingSessionStart
+	TypeTradingSessionEnd
+	TypeMarketHalt
+
+	numTypes
+)
+
+func (t Type) valid() bool { return t > 0 && t < numTypes }
+
+// String returns the wire name in snake case, as ParseType reads it.
+func (t Type) String() string {
+	if !t.valid() {
+		return fmt.Sprintf("Type(%d)", uint8(t))
+	}
+	return catalog[t].name
+}
+
+// ParseType returns the Type with this wire name, or ErrInvalid.
+func ParseType(s string) (Type, error) {
+	for t := Type(1); t < numTypes; t++ {
+		if catalog[t].name == s {
+			return t, nil
+		}
+	}
+	return 0, fmt.Errorf("%w: type %q is unknown", ErrInvalid, clip(s))
+}
+
+// MarshalText returns the wire name, or ErrInvalid for a value that has none.
+func (t Type) MarshalText() ([]byte, error) {
+	if !t.valid() {
+		return nil, fmt.Errorf("%w: type %d is unknown", ErrInvalid, uint8(t))
+	}
+	return []byte(catalog[t].name), nil
+}
+
+// UnmarshalText is ParseType.
+func (t *Type) UnmarshalText(b []byte) error {
+	v, err := ParseType(string(b))
+	if err == nil {
+		*t = v
+	}
+	return err
+}
+
+// DefaultPriority returns the priority that New gives; P3 for an invalid Type.
+func (t Type) DefaultPriority() Priority {
+	if !t.valid() {
+		return P3
+	}
+	return catalog[t].priority
+}
+
+// Channel returns the channel that sessions subscribe to for it; zero for an
+// invalid Type.
+func (t Type) Channel() Channel {
+	if !t.valid() {
+		return 0
+	}
+	return catalog[t].channel
+}
+
+// A Notification is one event for one user, or for AllUsers.
+type Notification struct {
+	// ID is unique and the key of deduplication. A producer that may publish
+	// the same event twice derives it from the event, "trade-"+tradeID say:
+	// that makes the retry idempotent. At most 256 bytes.
+	ID string
+	// UserID is the recipient, at most 256 bytes, or AllUsers.
+	UserID string
+	// Priority is the lane.
+	Priority Priority
+	// Payload is one of the 19 payload structs, as a value.
+	Payload Payload
+	// Timestamp is when it happened, in Unix nanoseconds.
+	Timestamp int64
+	// Source names the service that says so: "MatchingEngine", "RiskControl".
+	Source string
+}
+
+// New returns a Notification of now with a fresh UUID as its ID and the
+// default priority of its payload's type. It checks nothing: Publish does.
+func New(userID string, payload Payload, source string) *Notification {
+	return &Notification{
+		ID:        newID(),
+		UserID:    userID,
+		Priority:  typeOf(payload).DefaultPriority(),
+		Payload:   payload,
+		Timestamp: time.Now().UnixNano(),
+		Source:    source,
+	}
+}
+
+// newID returns a random UUID, version 4. It must be unique, not secret, so it
+// comes from the runtime's ChaCha8 generator, seeded by the operating system,
+// at a tenth of what reading crypto/rand for every notification costs.
+func newID() string {
+	var u uuid.UUID
+	hi, lo := rand.Uint64(), rand.Uint64()
+	for i := range 8 {
+		u[i], u[8+i] = byte(hi>>(8*i)), byte(lo>>(8*i))
+	}
+	u[6] = u[6]&0x0f | 0x40 // version 4
+	u[8] = u[8]&0x3f | 0x80 // the variant of RFC 9562
+	return u.String()
+}
+
+// Type returns the payload's type; zero if the payload is none of the 19
+// structs.
+func (n *Notification) Type() Type { return typeOf(n.Payload) }
+
+// Validate reports whether Publish would take n: an error wraps ErrInvalid and
+// names the field. A NaN or an infinite float in the payload is valid.
+func (n *Notification) Validate() error {
+	_, err := n.check()
+	return err
+}
+
+// check is Validate and tells the type it found on the way.
+func (n *Notification) check() (Type, error) {
+	if n == nil {
+		return 0, fmt.Errorf("%w: Notification is nil", ErrInvalid)
+	}
+	if err := checkID("ID", n.ID); err != nil {
+		return 0, err
+	}
+	if err := checkID("UserID", n.UserID); err != nil {
+		return 0, err
+	}
+	if n.Priority >= NumPriorities {
+		return 0, fmt.Errorf("%w: Priority %d is over P3", ErrInvalid, uint8(n.Priority))
+	}
+	if n.Payload == nil {
+		return 0, fmt.Errorf("%w: Payload is nil", ErrInvalid)
+	}
+	t := typeOf(n.Payload)
+	if t == 0 {
+		return 0, fmt.Errorf("%w: Payload %T is none of the payload structs", ErrInvalid, n.Payload)
+	}
+	if n.UserID == AllUsers && catalog[t].channel != ChannelSystem {
+		return 0, fmt.Errorf("%w: UserID is AllUsers with a Payload of channel %s, not system", ErrInvalid, catalog[t].channel)
+	}
+	return t, nil
+}
+
+// checkID wraps ErrInvalid, naming field, for an ID that is empty or too long.
+func checkID(field, id string) error {
+	if id == "" {
+		return fmt.Errorf("%w: %s is empty", ErrInvalid, field)
+	}
+	if len(id) > maxIDLen {
+		return fmt.Errorf("%w: %s has %d bytes, over %d", ErrInvalid, field, len(id), maxIDLen)
+	}
+	return nil
+}
+
+// checkUser is checkID for somebody who can have a session or a route.
+func checkUser(field, id string) error {
+	if id == AllUsers {
+		return fmt.Errorf("%w: %s is AllUsers", ErrInvalid, field)
+	}
+	return checkID(field, id)
+}
+
+// clip shortens what somebody else sent for the text of an error.
+func clip(s string) string {
+	if len(s) > 64 {
+		return s[:64] + "…"
+	}
+	return s
+}
