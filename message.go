@@ -1,9 +1,19 @@
 package notification
 
 import (
+	"cmp"
+	"encoding/binary"
 	"encoding/json"
+	"fmt"
+	"math"
+	"math/bits"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 	"unsafe"
 )
 
@@ -294,51 +304,761 @@ func (TradingSessionEnd) Type() Type { return TypeTradingSessionEnd }
 // Type returns TypeMarketHalt.
 func (MarketHalt) Type() Type { return TypeMarketHalt }
 
+// A layout is what the encodings know of a Type. It is made of the payload
+// struct's declaration, once, so that the four encodings cannot disagree with
+// it or with each other.
+type layout struct {
+	payload reflect.Type
+	fields  []field
+
+	// What JSON has between the values of the header, the type's name included.
+	afterID, afterSource, end string
+
+	prefix  int       // bytes of an archive before its strings
+	strings []uintptr // where the struct has its strings
+	lengths []int     // where an archive has their lengths
+}
+
+// A field is one field of a payload struct.
+type field struct {
+	kind   kind
+	offset uintptr // in the struct
+	at     int     // in an archive: of the value, or of a string's length
+	name   string  // in JSON
+	key    string  // what JSON has before the value, a string's opening quote included
+}
+
+// A kind is a field's type.
+type kind uint8
+
+const (
+	kindString kind = iota
+	kindFloat64
+	kindInt64
+	kindUint32
+	kindUint8
+)
+
+// layouts by Type. That of the zero Type has no fields and makes JSON of what
+// is no payload: an empty type, a null payload.
+var layouts = makeLayouts()
+
+func makeLayouts() (ls [numTypes]layout) {
+	ls[0] = layout{afterID: `,"message_type":"","user_id":"`, afterSource: `,"payload":null`, end: `}`}
+	for t := Type(1); t < numTypes; t++ {
+		p := reflect.TypeOf(catalog[t].payload)
+		if p == nil {
+			continue // a constant without its line in catalog: a test says so
+		}
+		l := &ls[t]
+		l.payload = p
+		l.afterID = `,"message_type":"` + catalog[t].name + `","user_id":"`
+		l.afterSource = `,"payload":{"type":"` + catalog[t].name + `"`
+		l.end = `}}`
+		l.prefix = archiveHeader
+		for i := range p.NumField() {
+			l.add(p.Field(i))
+		}
+	}
+	return ls
+}
+
+// add appends a field of the struct. A declaration that the encodings cannot
+// carry panics: it is a mistake in this file, and no program starts with it.
+func (l *layout) add(sf reflect.StructField) {
+	f := field{offset: sf.Offset, at: l.prefix, name: sf.Tag.Get("json")}
+	f.key = `,"` + f.name + `":`
+	switch sf.Type.Kind() {
+	case reflect.String:
+		f.kind, l.prefix = kindString, l.prefix+4
+		f.key += `"`
+		l.strings = append(l.strings, f.offset)
+		l.lengths = append(l.lengths, f.at)
+	case reflect.Float64:
+		f.kind, l.prefix = kindFloat64, l.prefix+8
+	case reflect.Int64:
+		f.kind, l.prefix = kindInt64, l.prefix+8
+	case reflect.Uint32:
+		f.kind, l.prefix = kindUint32, l.prefix+4
+	case reflect.Uint8:
+		f.kind, l.prefix = kindUint8, l.prefix+1
+	default:
+		panic(fmt.Sprintf("notification: %s.%s is a %s, which has no encoding", l.payload, sf.Name, sf.Type))
+	}
+	if f.name == "" {
+		panic(fmt.Sprintf("notification: %s.%s has no json name", l.payload, sf.Name))
+	}
+	l.fields = append(l.fields, f)
+}
+
+// words finds the Type of an interface value by its type word: open
+// addressing, a quarter full, the zero word ending a search. It follows from
+// catalog, unlike a type switch, and is as fast.
+var words = makeWords()
+
+type wordTable [128]struct {
+	word uintptr
+	typ  Type
+}
+
+func makeWords() (ws wordTable) {
+	for t := Type(1); t < numTypes; t++ {
+		w := typeWord(catalog[t].payload)
+		i := slot(w)
+		for ws[i].word != 0 {
+			i = (i + 1) % uintptr(len(ws))
+		}
+		ws[i].word, ws[i].typ = w, t
+	}
+	return ws
+}
+
+// slot mixes a type word, the address of a type descriptor: the low bits are
+// alignment, so the high ones of a product with an odd number (2^64 divided by
+// the golden ratio, Knuth's) choose among the 128.
+func slot(w uintptr) uintptr { return uintptr(uint64(w) * 0x9e3779b97f4a7c15 >> (64 - 7)) }
+
 // typeOf returns the Type of p, zero unless p is exactly one of the structs
-// above. It asks for the dynamic type and does not call p.Type: a nil pointer
+// above. It compares dynamic types and does not call p.Type: a nil pointer
 // would panic there, and a struct that embeds a payload would lie.
 func typeOf(p Payload) Type {
-	switch p.(type) {
-	case OrderAccepted:
-		return TypeOrderAccepted
-	case OrderRejected:
-		return TypeOrderRejected
-	case OrderPartiallyFilled:
-		return TypeOrderPartiallyFilled
-	case OrderFilled:
-		return TypeOrderFilled
-	case OrderCanceled:
-		return TypeOrderCanceled
-	case OrderExpired:
-		return TypeOrderExpired
-	case TradeExecuted:
-		return TypeTradeExecuted
-	case TradeCanceled:
-		return TypeTradeCanceled
-	case AccountOpen:
-		return TypeAccountOpen
-	case AccountUpdate:
-		return TypeAccountUpdate
-	case PositionUpdate:
-		return TypePositionUpdate
-	case PositionProfit:
-		return TypePositionProfit
-	case RiskAlert:
-		return TypeRiskAlert
-	case MarginCall:
-		return TypeMarginCall
-	case PositionLimit:
-		return TypePositionLimit
-	case SystemNotice:
-		return TypeSystemNotice
-	case TradingSessionStart:
-		return TypeTradingSessionStart
-	case TradingSessionEnd:
-		return TypeTradingSessionEnd
-	case MarketHalt:
-		return TypeMarketHalt
+	w := typeWord(p)
+	i := slot(w)
+	for words[i].word != w {
+		if words[i].word == 0 {
+			return 0
+		}
+		i = (i + 1) % uintptr(len(words))
 	}
-	return 0
+	return words[i].typ
+}
+
+// typeWord returns the first word of an empty interface: the address of its
+// dynamic type's descriptor, zero for nil. The language makes two interfaces
+// of one type compare equal by that address alone, so it may be compared;
+// nothing else is done with it, and descriptors of declared types do not move.
+func typeWord(x any) uintptr { return *(*uintptr)(unsafe.Pointer(&x)) }
+
+// dataOf returns the second word of an interface, which for a struct is the
+// address of the value that the interface holds. The structs of catalog are
+// never kept in the word itself: that happens to pointers only, and add admits
+// none. What is there may be read as long as p is alive and as p's type, and
+// never written: interfaces share it.
+func dataOf(p Payload) unsafe.Pointer {
+	return (*[2]unsafe.Pointer)(unsafe.Pointer(&p))[1]
+}
+
+// AppendJSON appends n as one JSON object and returns the longer slice; it
+// allocates only if b has no room. The result is valid JSON and valid UTF-8
+// whatever n holds, byte for byte what encoding/json makes of the same values,
+// except that NaN and the infinities, which it refuses, are null. A payload
+// that is none of the payload structs is null, under an empty message_type; a
+// nil n is null.
+func (n *Notification) AppendJSON(b []byte) []byte {
+	if n == nil {
+		return append(b, "null"...)
+	}
+	l := &layouts[typeOf(n.Payload)]
+	b = append(b, `{"message_id":"`...)
+	b = appendString(b, n.ID)
+	b = append(b, l.afterID...)
+	b = appendString(b, n.UserID)
+	b = append(b, `,"priority":`...)
+	b = appendUint(b, uint64(n.Priority))
+	b = append(b, `,"timestamp":`...)
+	b = appendInt(b, n.Timestamp)
+	b = append(b, `,"source":"`...)
+	b = appendString(b, n.Source)
+	b = append(b, l.afterSource...)
+	// Each read below is of a field that the struct behind p declares with
+	// this type at this offset: l is the layout of n.Payload's own type.
+	p := dataOf(n.Payload)
+	for i := range l.fields {
+		f := &l.fields[i]
+		b = append(b, f.key...)
+		switch v := unsafe.Add(p, f.offset); f.kind {
+		case kindString:
+			b = appendString(b, *(*string)(v))
+		case kindFloat64:
+			b = appendFloat(b, *(*float64)(v))
+		case kindInt64:
+			b = appendInt(b, *(*int64)(v))
+		case kindUint32:
+			b = appendUint(b, uint64(*(*uint32)(v)))
+		case kindUint8:
+			b = appendUint(b, uint64(*(*uint8)(v)))
+		}
+	}
+	return append(b, l.end...)
+}
+
+// MarshalJSON returns what AppendJSON appends. It is a method of the value, so
+// that encoding/json finds it wherever a Notification stands.
+func (n Notification) MarshalJSON() ([]byte, error) { return marshalJSON(&n), nil }
+
+// UnmarshalJSON reads what AppendJSON writes. Unknown keys are ignored,
+// missing ones leave zero, null for a float is NaN. An error wraps ErrInvalid
+// and leaves n unchanged: what is not JSON, a value that does not fit its
+// field, a message_type that is missing or unknown, a priority over P3, a
+// payload that is missing or says it is of another type. What Validate asks
+// beyond that is left to Validate.
+func (n *Notification) UnmarshalJSON(b []byte) error {
+	var head, body map[string]json.RawMessage
+	if err := json.Unmarshal(b, &head); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if head == nil {
+		return nil // null, which by convention changes nothing
+	}
+	var v Notification
+	var t, said Type
+	if err := cmp.Or(
+		member(head, "message_id", &v.ID),
+		member(head, "message_type", &t),
+		member(head, "user_id", &v.UserID),
+		member(head, "priority", (*uint8)(&v.Priority)),
+		member(head, "timestamp", &v.Timestamp),
+		member(head, "source", &v.Source),
+		member(head, "payload", &body),
+		member(body, "type", &said),
+	); err != nil {
+		return err
+	}
+	switch {
+	case t == 0:
+		return fmt.Errorf("%w: message_type is missing", ErrInvalid)
+	case v.Priority >= NumPriorities:
+		return fmt.Errorf("%w: priority %d is over %d", ErrInvalid, uint8(v.Priority), uint8(P3))
+	case body == nil:
+		return fmt.Errorf("%w: payload is missing", ErrInvalid)
+	case said != 0 && said != t:
+		return fmt.Errorf("%w: payload is of type %s under message_type %s", ErrInvalid, said, t)
+	}
+	l := &layouts[t]
+	p := reflect.New(l.payload).Elem()
+	for i, f := range l.fields {
+		if f.kind == kindFloat64 && string(body[f.name]) == "null" {
+			p.Field(i).SetFloat(math.NaN())
+			continue
+		}
+		if err := member(body, f.name, p.Field(i).Addr().Interface()); err != nil {
+			return err
+		}
+	}
+	v.Payload = p.Interface().(Payload)
+	*n = v
+	return nil
+}
+
+// member decodes one member of an object, if it is there; an error wraps
+// ErrInvalid and names it.
+func member(object map[string]json.RawMessage, name string, dst any) error {
+	raw, ok := object[name]
+	if !ok {
+		return nil
+	}
+	if err := json.Unmarshal(raw, dst); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrInvalid, name, err)
+	}
+	return nil
+}
+
+// scratch holds the buffers in which marshalJSON learns how long its result is.
+var scratch = sync.Pool{New: func() any {
+	b := make([]byte, 0, 1024)
+	return &b
+}}
+
+// maxScratch keeps a rare huge message from occupying the pool for good.
+const maxScratch = 64 << 10
+
+// marshalJSON is AppendJSON into one allocation of the length it takes.
+func marshalJSON(n *Notification) []byte {
+	s := scratch.Get().(*[]byte)
+	b := n.AppendJSON((*s)[:0])
+	out := make([]byte, len(b))
+	copy(out, b)
+	if cap(b) <= maxScratch {
+		*s = b
+	}
+	scratch.Put(s)
+	return out
+}
+
+// The append functions below have a fast way, for what a notification mostly
+// holds, that stores whole words and so needs some room behind the value, and
+// a general way that needs none. Fuzzing holds both to encoding/json.
+
+// appendString appends s as the inside of a JSON string and its closing quote.
+func appendString(b []byte, s string) []byte {
+	n := len(b)
+	if cap(b)-n < len(s)+1 {
+		return appendEscaped(b, s)
+	}
+	d := b[n : n+len(s)+1]
+	i := 0
+	for ; i+8 <= len(s); i += 8 {
+		w := le64(s, i)
+		if special(w) {
+			return appendEscaped(b[:n+i], s[i:])
+		}
+		binary.LittleEndian.PutUint64(d[i:], w)
+	}
+	for ; i < len(s); i++ {
+		if !plain[s[i]] {
+			return appendEscaped(b[:n+i], s[i:])
+		}
+		d[i] = s[i]
+	}
+	d[len(s)] = '"'
+	return b[:n+len(s)+1]
+}
+
+// special reports whether one of the eight bytes in w cannot stand in a JSON
+// string as it is: control characters, ", \, what is not ASCII, and <, > and
+// &, which encoding/json escapes for the sake of HTML.
+//
+// A byte below k loses its high bit's zero when k is subtracted, a byte equal
+// to k when 1 is subtracted after xor with k; a borrow from a neighbour can
+// only come from one that was found itself. " and & differ in one bit, < and >
+// in another: setting that bit makes two tests of four.
+func special(w uint64) bool {
+	const ones = 0x0101010101010101
+	return (w|
+		(w-' '*ones)|
+		((w|4*ones)^'&'*ones-ones)|
+		((w|2*ones)^'>'*ones-ones)|
+		(w^'\\'*ones-ones))&(0x80*ones) != 0
+}
+
+// plain tells of one byte what special tells of eight.
+var plain = func() (p [256]bool) {
+	for c := range p {
+		p[c] = c >= ' ' && c < utf8.RuneSelf && !strings.ContainsRune(`"\<>&`, rune(c))
+	}
+	return p
+}()
+
+// appendEscaped is appendString for any string and any room.
+func appendEscaped(b []byte, s string) []byte {
+	const hex = "0123456789abcdef"
+	done := 0
+	for i := 0; i < len(s); {
+		c := s[i]
+		if plain[c] {
+			i++
+			continue
+		}
+		size := 1
+		if c >= utf8.RuneSelf {
+			var r rune
+			r, size = utf8.DecodeRuneInString(s[i:])
+			// The line separators U+2028 and U+2029 end a line in JavaScript.
+			if (r != utf8.RuneError || size != 1) && r != '\u2028' && r != '\u2029' {
+				i += size
+				continue
+			}
+			b = append(b, s[done:i]...)
+			if size == 1 {
+				b = append(b, `\ufffd`...)
+			} else {
+				b = append(b, `\u202`...)
+				b = append(b, hex[r&0xf])
+			}
+		} else {
+			b = append(b, s[done:i]...)
+			switch c {
+			case '"', '\\':
+				b = append(b, '\\', c)
+			case '\b':
+				b = append(b, `\b`...)
+			case '\f':
+				b = append(b, `\f`...)
+			case '\n':
+				b = append(b, `\n`...)
+			case '\r':
+				b = append(b, `\r`...)
+			case '\t':
+				b = append(b, `\t`...)
+			default:
+				b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&0xf])
+			}
+		}
+		i += size
+		done = i
+	}
+	b = append(b, s[done:]...)
+	return append(b, '"')
+}
+
+// appendFloat appends f as encoding/json does, or null if it has no such form.
+//
+// Prices and balances are mostly decimals with few places, and for those the
+// shortest decimal that reads back as f, which is what must be written, is
+// found without a search. If m/1e4 with an integer m below 1e15 is f, then the
+// decimal m·10⁻⁴ reads back as f, since both divide exactly and round once. It
+// has at most 15 digits, and no two decimals of at most 15 digits read back as
+// the same float64, so the shortest one, which has no more digits, is the same
+// number. The product that finds m may be rounded; only the division decides.
+func appendFloat(b []byte, f float64) []byte {
+	a := math.Abs(f)
+	if a < 1e11 && cap(b)-len(b) >= 32 {
+		if m := int64(a*1e4 + 0.5); float64(m)/1e4 == a {
+			return appendDecimal(b, math.Signbit(f), uint64(m)/1e4, uint64(m)%1e4*1e4)
+		}
+		if a < 1e7 {
+			if m := int64(a*1e8 + 0.5); m >= 100 && float64(m)/1e8 == a { // below 1e-6 there is an exponent
+				return appendDecimal(b, math.Signbit(f), uint64(m)/1e8, uint64(m)%1e8)
+			}
+		}
+	}
+	if a < 1e21 && a >= 1e-6 || a == 0 {
+		return strconv.AppendFloat(b, f, 'f', -1, 64)
+	}
+	if !(a <= math.MaxFloat64) {
+		return append(b, "null"...)
+	}
+	b = strconv.AppendFloat(b, f, 'e', -1, 64)
+	if n := len(b); b[n-4] == 'e' && b[n-3] == '-' && b[n-2] == '0' { // e-09 is written e-9
+		b[n-2] = b[n-1]
+		b = b[:n-1]
+	}
+	return b
+}
+
+// appendDecimal appends whole and, unless it is zero, frac, eight places
+// without their trailing zeros. b must have room for 32 bytes; whole is below
+// 1e11.
+func appendDecimal(b []byte, negative bool, whole, frac uint64) []byte {
+	if negative {
+		b = append(b, '-')
+	}
+	b = appendUint(b, whole)
+	if frac == 0 {
+		return b
+	}
+	w := eightDigits(frac)
+	n := len(b)
+	d := b[n : n+9]
+	d[0] = '.'
+	binary.LittleEndian.PutUint64(d[1:], w|zeros)
+	return b[:n+9-bits.LeadingZeros64(w)/8]
+}
+
+// appendInt appends i.
+func appendInt(b []byte, i int64) []byte {
+	if i < 0 {
+		return strconv.AppendInt(b, i, 10)
+	}
+	return appendUint(b, uint64(i))
+}
+
+// appendUint appends u, eight digits at a time.
+func appendUint(b []byte, u uint64) []byte {
+	n := len(b)
+	if u == 0 || cap(b)-n < 24 {
+		return strconv.AppendUint(b, u, 10)
+	}
+	d := b[n : n+24]
+	switch {
+	case u < 1e8:
+		return b[:n+putHead(d, u)]
+	case u < 1e16:
+		i := putHead(d, u/1e8)
+		binary.LittleEndian.PutUint64(d[i:], eightDigits(u%1e8)|zeros)
+		return b[:n+i+8]
+	default:
+		i := putHead(d, u/1e16)
+		u %= 1e16
+		binary.LittleEndian.PutUint64(d[i:], eightDigits(u/1e8)|zeros)
+		binary.LittleEndian.PutUint64(d[i+8:], eightDigits(u%1e8)|zeros)
+		return b[:n+i+16]
+	}
+}
+
+// zeros is "00000000": or'ed with digits it makes them text.
+const zeros = 0x3030303030303030
+
+// putHead writes u, which is not zero and below 1e8, without leading zeros and
+// returns how many digits it has; it overwrites eight bytes.
+func putHead(d []byte, u uint64) int {
+	w := eightDigits(u)
+	skip := bits.TrailingZeros64(w) &^ 7
+	binary.LittleEndian.PutUint64(d, (w|zeros)>>skip)
+	return 8 - skip/8
+}
+
+// eightDigits returns the eight decimal digits of u, which is below 1e8, the
+// first in the lowest byte. It divides all parts at once: one number of eight
+// digits, two of four, four of two, eight of one. The factors are 1/100 and
+// 1/10, rounded up, in units of 2^-20 and 2^-10: exact for what can occur.
+func eightDigits(u uint64) uint64 {
+	u = u/1e4 | u%1e4<<32
+	q := u * 10486 >> 20 & 0x7f_0000_007f
+	u = q | (u-100*q)<<16
+	q = u * 103 >> 10 & 0xf_000f_000f_000f
+	return q | (u-10*q)<<8
+}
+
+// le64 returns the eight bytes of s at i; the compiler makes it one load.
+func le64(s string, i int) uint64 {
+	s = s[i : i+8]
+	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
+		uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+}
+
+// le32 returns the four bytes of s at i.
+func le32(s string, i int) uint32 {
+	s = s[i : i+4]
+	return uint32(s[0]) | uint32(s[1])<<8 | uint32(s[2])<<16 | uint32(s[3])<<24
+}
+
+// An archive is a header, the payload's fields, then all strings one behind
+// the other; DESIGN.md shows it byte by byte. Its strings have lengths and no
+// offsets, so there is nothing that could overlap or leave a hole, and
+// checking it is adding the lengths up.
+const (
+	archiveVersion = 1
+	archiveMagic   = 'Q' | 'X'<<8 | 'N'<<16 | archiveVersion<<24
+
+	// Where the header has what.
+	archiveSize      = 4  // uint32: bytes in all
+	archiveSource    = 8  // uint32: length of Source
+	archiveID        = 12 // uint16: length of ID
+	archiveUserID    = 14 // uint16: length of UserID
+	archiveTimestamp = 16 // int64
+	archiveType      = 24 // uint8
+	archivePriority  = 25 // uint8
+	archiveHeader    = 26
+
+	// maxArchive is a size that an int holds on every platform.
+	maxArchive = math.MaxInt32
+)
+
+// AppendBinary appends n as an archive and returns the longer slice; it
+// allocates only if b has no room. The error wraps ErrInvalid if n is not
+// valid (see Validate) or takes more than 2 GiB, and b is returned as it was.
+func (n *Notification) AppendBinary(b []byte) ([]byte, error) {
+	t, err := n.check()
+	if err != nil {
+		return b, err
+	}
+	l := &layouts[t]
+	// Each read through p is of a field that the struct declares with this
+	// type, or one of the same size, at this offset: l is the layout of
+	// n.Payload's own type.
+	p := dataOf(n.Payload)
+	size := uint64(l.prefix) + uint64(len(n.ID)) + uint64(len(n.UserID)) + uint64(len(n.Source))
+	for _, offset := range l.strings {
+		size += uint64(len(*(*string)(unsafe.Add(p, offset))))
+	}
+	if size > maxArchive {
+		return b, fmt.Errorf("%w: an archive of %d bytes, over %d", ErrInvalid, size, maxArchive)
+	}
+	b = slices.Grow(b, int(size))
+	d := b[len(b) : len(b)+int(size)]
+	binary.LittleEndian.PutUint32(d, archiveMagic)
+	binary.LittleEndian.PutUint32(d[archiveSize:], uint32(size))
+	binary.LittleEndian.PutUint32(d[archiveSource:], uint32(len(n.Source)))
+	binary.LittleEndian.PutUint16(d[archiveID:], uint16(len(n.ID)))
+	binary.LittleEndian.PutUint16(d[archiveUserID:], uint16(len(n.UserID)))
+	binary.LittleEndian.PutUint64(d[archiveTimestamp:], uint64(n.Timestamp))
+	d[archiveType] = byte(t)
+	d[archivePriority] = byte(n.Priority)
+	end := l.prefix
+	end += copy(d[end:], n.ID)
+	end += copy(d[end:], n.UserID)
+	end += copy(d[end:], n.Source)
+	for i := range l.fields {
+		f := &l.fields[i]
+		switch v := unsafe.Add(p, f.offset); f.kind {
+		case kindString:
+			s := *(*string)(v)
+			binary.LittleEndian.PutUint32(d[f.at:], uint32(len(s)))
+			end += copy(d[end:], s)
+		case kindFloat64, kindInt64:
+			binary.LittleEndian.PutUint64(d[f.at:], *(*uint64)(v))
+		case kindUint32:
+			binary.LittleEndian.PutUint32(d[f.at:], *(*uint32)(v))
+		case kindUint8:
+			d[f.at] = *(*uint8)(v)
+		}
+	}
+	return b[:len(b)+int(size)], nil
+}
+
+// MarshalBinary returns what AppendBinary appends.
+func (n *Notification) MarshalBinary() ([]byte, error) { return n.AppendBinary(nil) }
+
+// UnmarshalBinary reads an archive into n, which keeps nothing of b. An error
+// wraps ErrCorrupt and leaves n unchanged.
+func (n *Notification) UnmarshalBinary(b []byte) error {
+	a, err := OpenArchive(b)
+	if err != nil {
+		return err
+	}
+	*n = *a.Notification()
+	return nil
+}
+
+// An Archive reads an archive in place, without allocating. It was checked as
+// a whole by OpenArchive, so nothing can go wrong later. The zero Archive is
+// empty: of no type.
+//
+// The strings that it returns lie in the buffer given to OpenArchive and are
+// good while that is left unchanged; Notification returns a copy.
+type Archive struct {
+	data                string // the archive; aliases the buffer
+	endID, endUser, end uint32 // where ID, UserID and Source end in data
+	typ                 Type
+}
+
+// OpenArchive checks that b is one whole archive, nothing before it and
+// nothing behind, of a notification that is valid, and opens it in place. An
+// error wraps ErrCorrupt and says what is wrong.
+//
+// The Archive aliases b: b must not change as long as the Archive, or a string
+// from it or from PayloadAs, is in use, and is kept from the garbage collector
+// for so long. Whoever reuses b takes a copy out first: Archive.Notification,
+// or strings.Clone for a single string.
+func OpenArchive(b []byte) (Archive, error) {
+	if len(b) < archiveHeader {
+		return Archive{}, corrupt("%d bytes are less than a header, %d", len(b), archiveHeader)
+	}
+	// The string is a view of b, with b's address and length. It is sound by
+	// the rule above, which is the caller's to keep; if it is broken strings
+	// change, but each read stays within them, being checked once more.
+	s := unsafe.String(unsafe.SliceData(b), len(b))
+	if le32(s, 0) != archiveMagic {
+		if le32(s, 0)<<8 != archiveMagic<<8&math.MaxUint32 {
+			return Archive{}, corrupt("it begins with %q", s[:3])
+		}
+		return Archive{}, corrupt("version %d is unknown, this is version %d", s[3], archiveVersion)
+	}
+	if size := le32(s, archiveSize); uint64(size) != uint64(len(s)) {
+		return Archive{}, corrupt("%d bytes where the header says %d", len(s), size)
+	}
+	t := Type(s[archiveType])
+	if !t.valid() {
+		return Archive{}, corrupt("type %d is unknown", uint8(t))
+	}
+	if s[archivePriority] >= NumPriorities {
+		return Archive{}, corrupt("priority %d is over %d", s[archivePriority], uint8(P3))
+	}
+	l := &layouts[t]
+	if len(s) < l.prefix {
+		return Archive{}, corrupt("%d bytes are less than a %s, %d", len(s), t, l.prefix)
+	}
+	id, user := uint64(s[archiveID])|uint64(s[archiveID+1])<<8, uint64(s[archiveUserID])|uint64(s[archiveUserID+1])<<8
+	end := uint64(l.prefix) + id + user + uint64(le32(s, archiveSource))
+	all := end // cannot overflow: it is the sum of a few numbers of 32 bits
+	for _, at := range l.lengths {
+		all += uint64(le32(s, at))
+	}
+	if all != uint64(len(s)) {
+		return Archive{}, corrupt("%d bytes where the lengths of its strings make %d", len(s), all)
+	}
+	a := Archive{data: s, endID: uint32(l.prefix) + uint32(id), endUser: uint32(l.prefix) + uint32(id) + uint32(user), end: uint32(end), typ: t}
+	switch {
+	case id-1 >= maxIDLen:
+		return Archive{}, corrupt("ID has %d bytes, not 1 to %d", id, maxIDLen)
+	case user-1 >= maxIDLen:
+		return Archive{}, corrupt("UserID has %d bytes, not 1 to %d", user, maxIDLen)
+	case a.UserID() == AllUsers && t.Channel() != ChannelSystem:
+		return Archive{}, corrupt("UserID is AllUsers with a %s", t)
+	}
+	return a, nil
+}
+
+func corrupt(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrCorrupt}, args...)...)
+}
+
+// ID returns Notification.ID; it aliases the buffer.
+func (a Archive) ID() string { return a.data[layouts[a.typ].prefix:a.endID] }
+
+// Type returns the payload's type.
+func (a Archive) Type() Type { return a.typ }
+
+// UserID returns Notification.UserID; it aliases the buffer.
+func (a Archive) UserID() string { return a.data[a.endID:a.endUser] }
+
+// Priority returns Notification.Priority.
+func (a Archive) Priority() Priority {
+	if a.typ == 0 {
+		return 0
+	}
+	return Priority(a.data[archivePriority])
+}
+
+// Timestamp returns Notification.Timestamp, in Unix nanoseconds.
+func (a Archive) Timestamp() int64 {
+	if a.typ == 0 {
+		return 0
+	}
+	return int64(le64(a.data, archiveTimestamp))
+}
+
+// Source returns Notification.Source; it aliases the buffer.
+func (a Archive) Source() string { return a.data[a.endUser:a.end] }
+
+// PayloadAs returns the payload of a as a value, without allocating, or an
+// error that wraps ErrInvalid if T is not the struct of a.Type().
+//
+// The strings of the value alias the buffer given to OpenArchive and are good
+// while that is left unchanged; strings.Clone keeps one for longer.
+func PayloadAs[T Payload](a Archive) (T, error) {
+	var v T
+	if t := typeOf(v); t == 0 || t != a.typ {
+		return v, fmt.Errorf("%w: the archive holds a %s, not a %s", ErrInvalid, a.typ, reflect.TypeFor[T]())
+	}
+	// v is the struct that the layout of a.typ was made of.
+	layouts[a.typ].load(unsafe.Pointer(&v), a.data, a.data[a.end:])
+	return v, nil
+}
+
+// Notification returns a copy that owns its memory.
+func (a Archive) Notification() *Notification {
+	if a.typ == 0 {
+		return &Notification{}
+	}
+	// Two copies hold all strings. The first is the one that lives on: the ID
+	// in the dedup window, which must not keep a long text alive.
+	l := &layouts[a.typ]
+	ids, texts := strings.Clone(a.data[l.prefix:a.endUser]), strings.Clone(a.data[a.endUser:])
+	id, source := a.endID-uint32(l.prefix), a.end-a.endUser
+	p := reflect.New(l.payload)
+	l.load(p.UnsafePointer(), a.data, texts[source:]) // p is of the type that l was made of
+	return &Notification{
+		ID:        ids[:id],
+		UserID:    ids[id:],
+		Priority:  a.Priority(),
+		Payload:   p.Elem().Interface().(Payload),
+		Timestamp: a.Timestamp(),
+		Source:    texts[:source],
+	}
+}
+
+// load fills the struct at p, which must be of the type that l was made of,
+// with the values of an archive, its strings cut from texts. Lengths that do
+// not fit can only be those of a buffer that changed after OpenArchive; they
+// are clipped.
+func (l *layout) load(p unsafe.Pointer, archive, texts string) {
+	for i := range l.fields {
+		f := &l.fields[i]
+		switch v := unsafe.Add(p, f.offset); f.kind {
+		case kindString:
+			n := min(uint(le32(archive, f.at)), uint(len(texts)))
+			*(*string)(v) = texts[:n]
+			texts = texts[n:]
+		case kindFloat64, kindInt64:
+			*(*uint64)(v) = le64(archive, f.at)
+		case kindUint32:
+			*(*uint32)(v) = le32(archive, f.at)
+		case kindUint8:
+			*(*uint8)(v) = archive[f.at]
+		}
+	}
 }
 
 // epoch is the zero of now.
@@ -380,7 +1100,7 @@ func (m *Message) Notification() *Notification { return m.n }
 // however many ask and whoever asks first. The bytes are shared: read-only.
 func (m *Message) JSON() []byte {
 	m.once.Do(func() {
-		b, _ := json.Marshal(m.n)
+		b := marshalJSON(m.n)
 		m.json = unsafe.String(unsafe.SliceData(b), len(b))
 	})
 	return unsafe.Slice(unsafe.StringData(m.json), len(m.json))
