@@ -322,11 +322,15 @@ type layout struct {
 // A field is one field of a payload struct.
 type field struct {
 	kind   kind
-	offset uintptr // in the struct
-	at     int     // in an archive: of the value, or of a string's length
-	name   string  // in JSON
-	key    string  // what JSON has before the value, a string's opening quote included
+	offset uintptr      // in the struct
+	at     int          // in an archive: of the value, or of a string's length
+	name   string       // in JSON
+	key    string       // what JSON has before the value, a string's opening quote included
+	block  [maxKey]byte // key, for copying it in two moves of fixed size
 }
+
+// maxKey is the longest field.key.
+const maxKey = 32
 
 // A kind is a field's type.
 type kind uint8
@@ -384,6 +388,9 @@ func (l *layout) add(sf reflect.StructField) {
 		f.kind, l.prefix = kindUint8, l.prefix+1
 	default:
 		panic(fmt.Sprintf("notification: %s.%s is a %s, which has no encoding", l.payload, sf.Name, sf.Type))
+	}
+	if copy(f.block[:], f.key) < len(f.key) {
+		panic(fmt.Sprintf("notification: %s.%s has a longer json name than maxKey admits", l.payload, sf.Name))
 	}
 	if f.name == "" {
 		panic(fmt.Sprintf("notification: %s.%s has no json name", l.payload, sf.Name))
@@ -475,7 +482,12 @@ func (n *Notification) AppendJSON(b []byte) []byte {
 	p := dataOf(n.Payload)
 	for i := range l.fields {
 		f := &l.fields[i]
-		b = append(b, f.key...)
+		if n := len(b); cap(b)-n >= maxKey {
+			*(*[maxKey]byte)(b[n : n+maxKey]) = f.block
+			b = b[:n+len(f.key)]
+		} else {
+			b = append(b, f.key...)
+		}
 		switch v := unsafe.Add(p, f.offset); f.kind {
 		case kindString:
 			b = appendString(b, *(*string)(v))
@@ -591,38 +603,44 @@ func marshalJSON(n *Notification) []byte {
 
 // appendString appends s as the inside of a JSON string and its closing quote.
 func appendString(b []byte, s string) []byte {
-	n := len(b)
-	if cap(b)-n < len(s)+1 {
+	if special(s) {
 		return appendEscaped(b, s)
 	}
-	d := b[n : n+len(s)+1]
-	i := 0
-	for ; i+8 <= len(s); i += 8 {
-		w := le64(s, i)
-		if special(w) {
-			return appendEscaped(b[:n+i], s[i:])
-		}
-		binary.LittleEndian.PutUint64(d[i:], w)
-	}
-	for ; i < len(s); i++ {
-		if !plain[s[i]] {
-			return appendEscaped(b[:n+i], s[i:])
-		}
-		d[i] = s[i]
-	}
-	d[len(s)] = '"'
-	return b[:n+len(s)+1]
+	b = append(b, s...)
+	return append(b, '"')
 }
 
-// special reports whether one of the eight bytes in w cannot stand in a JSON
-// string as it is: control characters, ", \, what is not ASCII, and <, > and
-// &, which encoding/json escapes for the sake of HTML.
+// special reports whether s has bytes that cannot stand in a JSON string as
+// they are, or that encoding/json escapes all the same.
+func special(s string) bool {
+	const spaces = 0x2020202020202020
+	n := len(s)
+	switch {
+	case n >= 8:
+		last := le64(s, n-8) // overlaps the word before it
+		for ; len(s) > 8; s = s[8:] {
+			if specialWord(le64(s, 0)) {
+				return true
+			}
+		}
+		return specialWord(last)
+	case n >= 4:
+		return specialWord(uint64(le32(s, 0)) | uint64(le32(s, n-4))<<32)
+	case n > 0: // the first, the middle and the last are all there are
+		return specialWord(uint64(s[0]) | uint64(s[n/2])<<8 | uint64(s[n-1])<<16 | spaces<<24&math.MaxUint64)
+	}
+	return false
+}
+
+// specialWord is special for the eight bytes in w: control characters, ", \,
+// what is not ASCII, and <, > and &, which encoding/json escapes for the sake
+// of HTML.
 //
 // A byte below k loses its high bit's zero when k is subtracted, a byte equal
 // to k when 1 is subtracted after xor with k; a borrow from a neighbour can
 // only come from one that was found itself. " and & differ in one bit, < and >
 // in another: setting that bit makes two tests of four.
-func special(w uint64) bool {
+func specialWord(w uint64) bool {
 	const ones = 0x0101010101010101
 	return (w|
 		(w-' '*ones)|
@@ -631,7 +649,7 @@ func special(w uint64) bool {
 		(w^'\\'*ones-ones))&(0x80*ones) != 0
 }
 
-// plain tells of one byte what special tells of eight.
+// plain tells of one byte what specialWord tells of eight.
 var plain = func() (p [256]bool) {
 	for c := range p {
 		p[c] = c >= ' ' && c < utf8.RuneSelf && !strings.ContainsRune(`"\<>&`, rune(c))
@@ -704,11 +722,11 @@ func appendFloat(b []byte, f float64) []byte {
 	a := math.Abs(f)
 	if a < 1e11 && cap(b)-len(b) >= 32 {
 		if m := int64(a*1e4 + 0.5); float64(m)/1e4 == a {
-			return appendDecimal(b, math.Signbit(f), uint64(m)/1e4, uint64(m)%1e4*1e4)
+			return appendDecimal(b, f, uint64(m)/1e4, uint64(m)%1e4*1e4)
 		}
 		if a < 1e7 {
 			if m := int64(a*1e8 + 0.5); m >= 100 && float64(m)/1e8 == a { // below 1e-6 there is an exponent
-				return appendDecimal(b, math.Signbit(f), uint64(m)/1e8, uint64(m)%1e8)
+				return appendDecimal(b, f, uint64(m)/1e8, uint64(m)%1e8)
 			}
 		}
 	}
@@ -726,23 +744,33 @@ func appendFloat(b []byte, f float64) []byte {
 	return b
 }
 
-// appendDecimal appends whole and, unless it is zero, frac, eight places
-// without their trailing zeros. b must have room for 32 bytes; whole is below
-// 1e11.
-func appendDecimal(b []byte, negative bool, whole, frac uint64) []byte {
-	if negative {
-		b = append(b, '-')
-	}
-	b = appendUint(b, whole)
-	if frac == 0 {
-		return b
-	}
-	w := eightDigits(frac)
+// appendDecimal appends f, of which whole, below 1e11, stands before the
+// point, and frac are the eight places behind it, without the zeros at their
+// end. b must have room for 32 bytes. (The index never exceeds 13, so that the
+// masks change nothing: they save the bounds checks.)
+func appendDecimal(b []byte, f float64, whole, frac uint64) []byte {
 	n := len(b)
-	d := b[n : n+9]
-	d[0] = '.'
-	binary.LittleEndian.PutUint64(d[1:], w|zeros)
-	return b[:n+9-bits.LeadingZeros64(w)/8]
+	d := (*[32]byte)(b[n : n+32])
+	d[0] = '-'
+	i := uint(math.Float64bits(f) >> 63) // -0 included
+	if whole < 1e8 {
+		w, digits := trim(eightDigits(uint32(whole)))
+		binary.LittleEndian.PutUint64(d[i&15:], w)
+		i += digits
+	} else {
+		w, digits := trim(eightDigits(uint32(whole / 1e8)))
+		binary.LittleEndian.PutUint64(d[i&15:], w)
+		i += digits
+		binary.LittleEndian.PutUint64(d[i&15:], eightDigits(uint32(whole%1e8))|zeros)
+		i += 8
+	}
+	if frac != 0 {
+		w := eightDigits(uint32(frac))
+		d[i&15] = '.'
+		binary.LittleEndian.PutUint64(d[(i+1)&15:], w|zeros)
+		i += 9 - uint(bits.LeadingZeros64(w))/8
+	}
+	return b[:n+int(i)]
 }
 
 // appendInt appends i.
@@ -756,48 +784,54 @@ func appendInt(b []byte, i int64) []byte {
 // appendUint appends u, eight digits at a time.
 func appendUint(b []byte, u uint64) []byte {
 	n := len(b)
-	if u == 0 || cap(b)-n < 24 {
+	if u < 10 {
+		return append(b, '0'+byte(u))
+	}
+	if cap(b)-n < 24 {
 		return strconv.AppendUint(b, u, 10)
 	}
-	d := b[n : n+24]
-	switch {
-	case u < 1e8:
-		return b[:n+putHead(d, u)]
-	case u < 1e16:
-		i := putHead(d, u/1e8)
-		binary.LittleEndian.PutUint64(d[i:], eightDigits(u%1e8)|zeros)
-		return b[:n+i+8]
-	default:
-		i := putHead(d, u/1e16)
-		u %= 1e16
-		binary.LittleEndian.PutUint64(d[i:], eightDigits(u/1e8)|zeros)
-		binary.LittleEndian.PutUint64(d[i+8:], eightDigits(u%1e8)|zeros)
-		return b[:n+i+16]
+	d := (*[24]byte)(b[n : n+24])
+	if u < 1e8 {
+		w, digits := trim(eightDigits(uint32(u)))
+		binary.LittleEndian.PutUint64(d[:], w)
+		return b[:n+int(digits)]
 	}
+	var i uint
+	high, low := u/1e8, uint32(u%1e8)
+	if high < 1e8 {
+		w, digits := trim(eightDigits(uint32(high)))
+		binary.LittleEndian.PutUint64(d[:], w)
+		i = digits
+	} else {
+		w, digits := trim(eightDigits(uint32(high / 1e8)))
+		binary.LittleEndian.PutUint64(d[:], w)
+		binary.LittleEndian.PutUint64(d[digits&15:], eightDigits(uint32(high%1e8))|zeros)
+		i = digits + 8
+	}
+	binary.LittleEndian.PutUint64(d[i&15:], eightDigits(low)|zeros)
+	return b[:n+int(i)+8]
 }
 
 // zeros is "00000000": or'ed with digits it makes them text.
 const zeros = 0x3030303030303030
 
-// putHead writes u, which is not zero and below 1e8, without leading zeros and
-// returns how many digits it has; it overwrites eight bytes.
-func putHead(d []byte, u uint64) int {
-	w := eightDigits(u)
-	skip := bits.TrailingZeros64(w) &^ 7
-	binary.LittleEndian.PutUint64(d, (w|zeros)>>skip)
-	return 8 - skip/8
+// trim makes text of eight digits without the zeros before the first other
+// one, and tells how many are left: one of zero, too.
+func trim(w uint64) (text uint64, digits uint) {
+	skip := uint(bits.TrailingZeros64(w|1<<56)) / 8
+	return (w | zeros) >> (skip * 8 & 63), 8 - skip
 }
 
 // eightDigits returns the eight decimal digits of u, which is below 1e8, the
 // first in the lowest byte. It divides all parts at once: one number of eight
 // digits, two of four, four of two, eight of one. The factors are 1/100 and
 // 1/10, rounded up, in units of 2^-20 and 2^-10: exact for what can occur.
-func eightDigits(u uint64) uint64 {
-	u = u/1e4 | u%1e4<<32
-	q := u * 10486 >> 20 & 0x7f_0000_007f
-	u = q | (u-100*q)<<16
-	q = u * 103 >> 10 & 0xf_000f_000f_000f
-	return q | (u-10*q)<<8
+func eightDigits(u uint32) uint64 {
+	v := uint64(u/1e4) | uint64(u%1e4)<<32
+	q := v * 10486 >> 20 & 0x7f_0000_007f
+	v = q | (v-100*q)<<16
+	q = v * 103 >> 10 & 0xf_000f_000f_000f
+	return q | (v-10*q)<<8
 }
 
 // le64 returns the eight bytes of s at i; the compiler makes it one load.
