@@ -1,0 +1,99 @@
+package notification
+
+import "hash/maphash"
+
+// A dedup remembers the last n accepted IDs, exactly: an ID leaves when n later
+// ones have been added, and looking one up changes nothing.
+//
+// It is a ring in the order of acceptance with an open-addressed index over it
+// (linear probing; Knuth's algorithm R closes the hole that a deletion leaves,
+// so that there are no tombstones to clean up). A window that never promotes
+// needs no LRU list: this one allocates nothing after newDedup and never
+// rehashes, so no Publish pays for another's growth. Its cost is
+// 32 bytes per ID of the window, 16 to 32 for the index, and the IDs.
+type dedup struct {
+	seed  maphash.Seed
+	ring  []dedupEntry
+	next  int      // where the next ID goes: the oldest, once the ring is full
+	count int      // how many of ring are in use
+	index []uint64 // hash<<32 | position in ring + 1; zero is free. Its length is a power of two, at least twice the ring's
+}
+
+type dedupEntry struct {
+	id   string
+	at   int64  // when it was accepted
+	hash uint32 // so that forgetting an ID does not touch its bytes again
+}
+
+func newDedup(size int) *dedup {
+	n := 4
+	for n < 2*size {
+		n *= 2
+	}
+	return &dedup{seed: maphash.MakeSeed(), ring: make([]dedupEntry, size), index: make([]uint64, n)}
+}
+
+// hash is what has and add want beside id. It needs no lock.
+func (d *dedup) hash(id string) uint32 { return uint32(maphash.String(d.seed, id)) }
+
+// has reports whether id is among the last len(ring) that were added.
+func (d *dedup) has(h uint32, id string) bool {
+	mask := uint32(len(d.index) - 1)
+	for i := h & mask; d.index[i] != 0; i = (i + 1) & mask {
+		if s := d.index[i]; uint32(s>>32) == h && d.ring[uint32(s)-1].id == id {
+			return true
+		}
+	}
+	return false
+}
+
+// add remembers id, which must not be there, and forgets the oldest if the
+// window is full.
+func (d *dedup) add(h uint32, id string, at int64) {
+	if d.count == len(d.ring) {
+		d.forget(d.next)
+	} else {
+		d.count++
+	}
+	d.ring[d.next] = dedupEntry{id, at, h}
+	mask := uint32(len(d.index) - 1)
+	i := h & mask
+	for d.index[i] != 0 {
+		i = (i + 1) & mask
+	}
+	d.index[i] = uint64(h)<<32 | uint64(d.next+1)
+	if d.next++; d.next == len(d.ring) {
+		d.next = 0
+	}
+}
+
+// forget takes the ring's entry at pos out of the index.
+func (d *dedup) forget(pos int) {
+	mask := uint32(len(d.index) - 1)
+	hole := d.ring[pos].hash & mask
+	for uint32(d.index[hole])-1 != uint32(pos) {
+		hole = (hole + 1) & mask
+	}
+	// What stands behind the hole moves into it unless that would put it before
+	// its home, where a probe would not look.
+	for i := (hole + 1) & mask; d.index[i] != 0; i = (i + 1) & mask {
+		home := uint32(d.index[i]>>32) & mask
+		if (i-home)&mask >= (i-hole)&mask {
+			d.index[hole] = d.index[i]
+			hole = i
+		}
+	}
+	d.index[hole] = 0
+}
+
+// oldest returns when the oldest ID remembered was accepted.
+func (d *dedup) oldest() (at int64, ok bool) {
+	if d.count == 0 {
+		return 0, false
+	}
+	pos := 0
+	if d.count == len(d.ring) {
+		pos = d.next
+	}
+	return d.ring[pos].at, true
+}

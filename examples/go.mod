@@ -1,0 +1,7 @@
+module github.com/qaexchange/notification/examples
+
+go 1.25
+
+require github.com/qaexchange/notification v0.0.0
+
+replace github.com/qaexchange/notification => ../

@@ -1,0 +1,1561 @@
+package notification
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"math"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/puzpuzpuz/xsync/v3"
+)
+
+const (
+	// sliceSize is how many sessions of a big fan-out, or messages of one lane,
+	// the reader works off before it is another lane's turn. P0 is looked at
+	// more often, before every message and every slice.
+	sliceSize = 64
+
+	// clockEvery is after how many messages the reader looks at the clock: a
+	// delay may begin by the time of so many messages too early.
+	clockEvery = 16
+
+	// burst is how many times OutboxMessages may wait for a session whose sink
+	// is not at fault, because it has not been asked yet.
+	burst = 8
+
+	// The reader stops reading while more than backlog times OutboxMessages
+	// wait for a pusher, until half of it has gone: then the sessions are not
+	// slow, we are, and the Broker's lanes are the place to wait in.
+	backlog = 4
+
+	// A due session waits this long for one of the pushers that there are; then
+	// they count as blocked and stand-ins are started.
+	blockedAfter       = time.Millisecond
+	blockedAfterUrgent = 100 * time.Microsecond
+
+	// patience is how often, and for how long, the reader yields to a running
+	// Push before it calls its session slow. A quick sink whose goroutine waits
+	// for a CPU gets one meanwhile; a blocked one costs some microseconds, once.
+	patienceYields = 512
+	patienceTime   = 5 * time.Millisecond
+)
+
+// SlowPolicy says what happens when a session's outbox is full.
+type SlowPolicy uint8
+
+const (
+	// SlowClose ends the session with ErrSlowConsumer: the client reconnects,
+	// and knows that it must.
+	SlowClose SlowPolicy = iota
+	// SlowDropOldest drops the oldest message of the lowest lane and counts it.
+	SlowDropOldest
+)
+
+// GatewayConfig configures a Gateway. The zero value is ready to use.
+type GatewayConfig struct {
+	// BatchSize is the most messages that a Push gets, and as many waiting make
+	// a session due; default 100.
+	BatchSize int
+	// MaxDelay is how long a message may wait for others to share its batch;
+	// default 0, 1 ms, 50 ms, 100 ms. Negative is 0: at once. P0 never waits.
+	MaxDelay [NumPriorities]time.Duration
+	// OutboxMessages is how many messages may wait for a session whose sink is
+	// busy; default 1024, at least BatchSize. Eight times as many may wait for
+	// one whose sink is idle, which is then not what they wait for.
+	OutboxMessages int
+	// SlowPolicy says what happens beyond that; default SlowClose.
+	SlowPolicy SlowPolicy
+	// SessionTimeout is how long a session may stay silent; default 5 min,
+	// negative: for ever.
+	SessionTimeout time.Duration
+	// SweepInterval is how often the silent ones are looked for; default 30 s.
+	SweepInterval time.Duration
+	// MaxSessions and MaxSessionsPerUser bound the sessions; default 0, no bound.
+	MaxSessions, MaxSessionsPerUser int
+	// Pushers is how many goroutines push; default 2 × GOMAXPROCS at NewGateway.
+	Pushers int
+	// MaxPushers is how many there may be with the stand-ins for those whose
+	// sink blocks; default 65,536, at least Pushers.
+	MaxPushers int
+	// InboxCapacity is how many messages each lane of the inbox holds; default
+	// 1024.
+	InboxCapacity int
+	// Logger gets what an operator must know; nil discards.
+	Logger *slog.Logger
+}
+
+func (c *GatewayConfig) setDefaults() error {
+	c.BatchSize = cmp.Or(c.BatchSize, 100)
+	c.OutboxMessages = cmp.Or(c.OutboxMessages, max(1024, c.BatchSize))
+	c.SessionTimeout = cmp.Or(c.SessionTimeout, 5*time.Minute)
+	c.SweepInterval = cmp.Or(c.SweepInterval, 30*time.Second)
+	c.Pushers = cmp.Or(c.Pushers, 2*runtime.GOMAXPROCS(0))
+	c.MaxPushers = cmp.Or(c.MaxPushers, max(65_536, c.Pushers))
+	c.InboxCapacity = cmp.Or(c.InboxCapacity, 1024)
+	for p := range c.MaxDelay {
+		c.MaxDelay[p] = max(cmp.Or(c.MaxDelay[p], [...]time.Duration{0, time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond}[p]), 0)
+	}
+	c.MaxDelay[P0] = 0
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	for _, f := range []struct {
+		name       string
+		value, min int
+	}{
+		{"BatchSize", c.BatchSize, 1},
+		{"OutboxMessages", c.OutboxMessages, c.BatchSize},
+		{"MaxSessions", c.MaxSessions, 0},
+		{"MaxSessionsPerUser", c.MaxSessionsPerUser, 0},
+		{"Pushers", c.Pushers, 1},
+		{"MaxPushers", c.MaxPushers, c.Pushers},
+		{"InboxCapacity", c.InboxCapacity, 1},
+	} {
+		if f.value < f.min || f.value > math.MaxInt32 {
+			return fmt.Errorf("%w: %s %d is not within %d and 2^31-1", ErrInvalid, f.name, f.value, f.min)
+		}
+	}
+	if c.SweepInterval < 0 {
+		return fmt.Errorf("%w: SweepInterval %s is negative", ErrInvalid, c.SweepInterval)
+	}
+	if c.SlowPolicy > SlowDropOldest {
+		return fmt.Errorf("%w: SlowPolicy %d is unknown", ErrInvalid, c.SlowPolicy)
+	}
+	return nil
+}
+
+// A Gateway owns the sessions of connected users: it filters by channel,
+// batches per session, pushes, and ends sessions that are slow or silent.
+// NewGateway makes one; Broker.RegisterGateway connects it.
+//
+// One goroutine, the reader, takes messages from the inbox to the outboxes and
+// does all that depends on time; a few others, the pushers, take sessions that
+// are due from a queue and call their sinks. So a session costs no goroutine,
+// and only its own sink can hold it up.
+type Gateway struct {
+	// immutable after NewGateway
+	id    string
+	cfg   GatewayConfig
+	log   *slog.Logger
+	inbox [NumPriorities]chan *Message
+	life  *lifecycle
+	wake  chan struct{} // cap 1: rouses the reader
+
+	// mu guards who is registered. Lock order: Gateway.mu, then Broker.regMu or
+	// Session.mu, then dueQueue.mu. Pushing takes none of it but Session.mu and
+	// dueQueue.mu, each for itself.
+	mu          sync.Mutex
+	closed      bool                 // guarded by mu: no more sessions
+	byID        map[string]*Session  // guarded by mu
+	first, last *Session             // guarded by mu: all sessions by serial
+	serial      uint64               // guarded by mu: the last one given
+	cursors     [numCursors]*Session // guarded by mu: where walks through the list go on
+	link        *receiver            // guarded by mu: what we are to the Broker
+	broker      *Broker              // guarded by mu
+	ended       SessionEnds          // guarded by mu
+
+	users *xsync.MapOf[string, *user] // changed under mu, read by the reader without
+	due   dueQueue
+
+	// atomic
+	fresh       atomic.Bool  // a session was registered since the last Gap
+	behind      atomic.Int64 // messages of sessions that wait for a pusher
+	heldUp      atomic.Bool  // the reader reads only P0 until behind has halved
+	hung        atomic.Uint64
+	shards      []shard // what pushers count
+	droppedSlow [NumPriorities]atomic.Uint64
+	droppedEnd  [NumPriorities]atomic.Uint64
+
+	// written by the reader alone, atomic
+	received, noSession, discarded, filtered, enqueued [NumPriorities]tally
+
+	// owned by the reader
+	clock     int64 // now, a little old
+	turn      int   // messages and slices since the last yield
+	fans      [NumPriorities]fanOut
+	delays    [NumPriorities]delayList
+	timer     *time.Timer
+	sweepAt   int64
+	sweeping  bool   // a walk is under way
+	quietFrom int64  // since when no pusher has come back
+	returns   uint64 // of dueQueue, as it was then
+}
+
+// A user is somebody with sessions at a Gateway.
+type user struct {
+	id       string
+	sessions atomic.Pointer[[]*Session] // copied on write under Gateway.mu, by serial
+}
+
+// A fanOut is a message on its way to more sessions than one slice holds. Its
+// lane waits for it, so that the order is kept; others go on.
+type fanOut struct {
+	m        *Message
+	sessions []*Session // what is left of the user's; unused for AllUsers
+	limit    uint64     // the last session of AllUsers: later ones are not meant
+}
+
+// Walks through the list of all sessions: a fan-out to AllUsers per lane, and
+// the sweep. endLocked moves a cursor off a session that leaves the list.
+const (
+	sweepCursor = NumPriorities
+	numCursors  = NumPriorities + 1
+)
+
+// A shard counts what some of the pushers do, apart from the others' so that
+// their caches need not agree on every message.
+type shard struct {
+	taken   [NumPriorities]atomic.Uint64
+	batches atomic.Uint64
+	latency [NumPriorities]recorder
+	_       [64]byte
+}
+
+// NewGateway returns a Gateway that takes sessions at once and delivers when
+// Run is called. An ID or a value of cfg that cannot be is ErrInvalid.
+func NewGateway(id string, cfg GatewayConfig) (*Gateway, error) {
+	if err := checkID("gateway ID", id); err != nil {
+		return nil, err
+	}
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
+	}
+	g := &Gateway{
+		id: id, cfg: cfg, log: cfg.Logger.With("gateway", id),
+		life:   newLifecycle(),
+		wake:   make(chan struct{}, 1),
+		byID:   make(map[string]*Session),
+		users:  xsync.NewMapOf[string, *user](),
+		shards: make([]shard, min(cfg.Pushers, runtime.GOMAXPROCS(0))),
+	}
+	g.due.init()
+	for p := range g.inbox {
+		g.inbox[p] = make(chan *Message, cfg.InboxCapacity)
+		g.delays[p].lane = Priority(p)
+	}
+	return g, nil
+}
+
+// ID returns the Gateway's ID.
+func (g *Gateway) ID() string { return g.id }
+
+// Inbox returns the channels that a Broker, or whoever feeds the Gateway
+// without one, sends to. They are never closed.
+func (g *Gateway) Inbox() Inbox {
+	var in Inbox
+	for p, ch := range g.inbox {
+		in[p] = ch
+	}
+	return in
+}
+
+// RegisterSession makes a session, which gets what is published from now on; so
+// register first and load the snapshot after it. It is ErrInvalid for a cfg
+// that cannot be, ErrSessionExists while a session with this ID lives,
+// ErrTooManySessions with MaxSessions registered, ErrClosed once the Gateway
+// shuts down. A user that has MaxSessionsPerUser already loses the oldest, with
+// ErrSessionReplaced.
+func (g *Gateway) RegisterSession(cfg SessionConfig) (*Session, error) {
+	if err := checkID("SessionConfig.ID", cfg.ID); err != nil {
+		return nil, err
+	}
+	if err := checkUser("SessionConfig.UserID", cfg.UserID); err != nil {
+		return nil, err
+	}
+	if cfg.Sink == nil {
+		return nil, fmt.Errorf("%w: SessionConfig.Sink is nil", ErrInvalid)
+	}
+	for i, c := range cfg.Channels {
+		if !c.valid() {
+			return nil, fmt.Errorf("%w: SessionConfig.Channels[%d] %s is unknown", ErrInvalid, i, c)
+		}
+	}
+	s, orphan, err := g.register(cfg)
+	g.closeOrphans(orphan)
+	return s, err
+}
+
+func (g *Gateway) register(cfg SessionConfig) (s, orphan *Session, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil, nil, fmt.Errorf("%w: gateway %q", ErrClosed, g.id)
+	}
+	if g.byID[cfg.ID] != nil {
+		return nil, nil, fmt.Errorf("%w: %q", ErrSessionExists, cfg.ID)
+	}
+	u, known := g.users.Load(cfg.UserID)
+	var siblings []*Session
+	if known {
+		siblings = *u.sessions.Load()
+	}
+	full := g.cfg.MaxSessionsPerUser > 0 && len(siblings) >= g.cfg.MaxSessionsPerUser
+	if !full && g.cfg.MaxSessions > 0 && len(g.byID) >= g.cfg.MaxSessions {
+		return nil, nil, fmt.Errorf("%w: %d", ErrTooManySessions, g.cfg.MaxSessions)
+	}
+
+	g.serial++
+	s = &Session{
+		g: g, id: cfg.ID, sink: cfg.Sink,
+		timeout:   cmp.Or(cfg.Timeout, g.cfg.SessionTimeout),
+		connected: time.Now(),
+		serial:    g.serial,
+		done:      make(chan struct{}),
+	}
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.heard.Store(now())
+	s.filter.Store(everyChannel)
+	if cfg.Channels != nil {
+		s.filter.Store(filterOf(cfg.Channels))
+	}
+	if !known {
+		u = &user{id: cfg.UserID}
+	}
+	s.user = u
+	list := append(slices.Clip(siblings), s) // a copy: the reader holds the old one
+	u.sessions.Store(&list)
+	g.byID[s.id] = s
+	if s.prev = g.last; s.prev != nil {
+		s.prev.next = s
+	} else {
+		g.first = s
+	}
+	g.last = s
+	if !known {
+		g.users.Store(u.id, u)
+		g.reroute(u.id, held, 0)
+	}
+	if !g.fresh.Load() {
+		g.fresh.Store(true)
+	}
+	if full { // only now, so that the user is routed throughout
+		orphan = g.endLocked(siblings[0], ErrSessionReplaced)
+	}
+	return s, orphan, nil
+}
+
+// reroute tells the Broker whether we have a user. g.mu is held.
+func (g *Gateway) reroute(userID string, add, remove uint8) {
+	if g.broker == nil {
+		return
+	}
+	g.broker.regMu.Lock()
+	defer g.broker.regMu.Unlock()
+	g.broker.reroute(userID, g.link, add, remove)
+}
+
+// attach is RegisterGateway.
+func (g *Gateway) attach(b *Broker, r *receiver) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return fmt.Errorf("%w: gateway %q", ErrClosed, g.id)
+	}
+	if g.broker != nil && g.broker != b {
+		return fmt.Errorf("%w: gateway %q belongs to another Broker", ErrInvalid, g.id)
+	}
+	b.regMu.Lock()
+	defer b.regMu.Unlock()
+	if err := b.addLocked(r); err != nil {
+		return err
+	}
+	g.broker, g.link = b, r
+	g.users.Range(func(id string, _ *user) bool {
+		b.reroute(id, r, held, 0)
+		return true
+	})
+	return nil
+}
+
+// detach takes us off the Broker's tables; it reports false if we are no longer
+// r there.
+func (g *Gateway) detach(b *Broker, r *receiver) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.link != r {
+		return false
+	}
+	b.regMu.Lock()
+	defer b.regMu.Unlock()
+	g.users.Range(func(id string, _ *user) bool {
+		b.reroute(id, r, 0, held)
+		return true
+	})
+	b.dropRoutes(r)
+	g.broker, g.link = nil, nil
+	return true
+}
+
+// leave unregisters a Gateway that stops.
+func (g *Gateway) leave() {
+	g.mu.Lock()
+	g.closed = true
+	b, r := g.broker, g.link
+	g.mu.Unlock()
+	if r != nil && g.detach(b, r) {
+		b.depart(r)
+	}
+}
+
+// UnregisterSession ends a session with ErrSessionClosed. It is
+// ErrUnknownSession if none that lives has this ID.
+func (g *Gateway) UnregisterSession(sessionID string) error {
+	s, ok := g.Session(sessionID)
+	if !ok || !g.end(s, ErrSessionClosed) {
+		return fmt.Errorf("%w: %q", ErrUnknownSession, clip(sessionID))
+	}
+	return nil
+}
+
+// Session returns the living session with this ID.
+func (g *Gateway) Session(sessionID string) (*Session, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s, ok := g.byID[sessionID]
+	return s, ok
+}
+
+// Sessions yields the sessions that live when the iteration begins, in the order
+// of their registration. No lock is held meanwhile.
+func (g *Gateway) Sessions() iter.Seq[*Session] {
+	return func(yield func(*Session) bool) {
+		g.mu.Lock()
+		all := make([]*Session, 0, len(g.byID))
+		for s := g.first; s != nil; s = s.next {
+			all = append(all, s)
+		}
+		g.mu.Unlock()
+		for _, s := range all {
+			if !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// UserSessions yields a user's sessions as Sessions does.
+func (g *Gateway) UserSessions(userID string) iter.Seq[*Session] {
+	return func(yield func(*Session) bool) {
+		u, ok := g.users.Load(userID)
+		if !ok {
+			return
+		}
+		for _, s := range *u.sessions.Load() {
+			if !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// Gap ends every session with ErrGap. The Broker calls it when it had to drop
+// messages for this Gateway; whoever feeds the inbox without a Broker may too.
+func (g *Gateway) Gap() {
+	g.log.Warn("gap: ending every session")
+	g.endAll(ErrGap)
+}
+
+// endAll ends the sessions that live at the time of the call, in slices, so
+// that the lock is free in between.
+func (g *Gateway) endAll(reason error) {
+	limit := uint64(0)
+	for more := true; more; {
+		var orphans []*Session
+		g.mu.Lock()
+		if limit == 0 {
+			limit = g.serial
+		}
+		for range sliceSize {
+			if more = g.first != nil && g.first.serial <= limit; !more {
+				break
+			}
+			orphans = append(orphans, g.endLocked(g.first, reason))
+		}
+		g.mu.Unlock()
+		g.closeOrphans(orphans...)
+	}
+}
+
+// end ends a session and reports whether it still lived.
+func (g *Gateway) end(s *Session, reason error) bool {
+	g.mu.Lock()
+	if g.byID[s.id] != s {
+		g.mu.Unlock()
+		return false
+	}
+	orphan := g.endLocked(s, reason)
+	g.mu.Unlock()
+	g.closeOrphans(orphan)
+	return true
+}
+
+// endLocked ends a living session: no Push begins after it, the ID is free and
+// the route gone. A pusher closes the sink, or, if none runs, the caller must:
+// then it gets s back for closeOrphans. g.mu is held.
+func (g *Gateway) endLocked(s *Session, reason error) (orphan *Session) {
+	*g.ended.of(reason)++
+	delete(g.byID, s.id)
+	for i := range g.cursors {
+		if g.cursors[i] == s {
+			g.cursors[i] = s.next
+		}
+	}
+	if s.prev != nil {
+		s.prev.next = s.next
+	} else {
+		g.first = s.next
+	}
+	if s.next != nil {
+		s.next.prev = s.prev
+	} else {
+		g.last = s.prev
+	}
+	s.next, s.prev = nil, nil
+	siblings := *s.user.sessions.Load()
+	if len(siblings) == 1 {
+		g.users.Delete(s.user.id)
+		g.reroute(s.user.id, 0, held)
+	}
+	i := slices.Index(siblings, s)
+	rest := slices.Concat(siblings[:i], siblings[i+1:])
+	s.user.sessions.Store(&rest)
+
+	s.mu.Lock()
+	s.err = reason
+	for p := range s.out.lanes {
+		n := s.out.lanes[p].n
+		for range n {
+			s.out.pop(Priority(p))
+		}
+		g.lose(&g.droppedEnd[p], n)
+	}
+	g.caughtUp(s.behind)
+	s.behind = 0
+	running, queued := s.running, s.queued
+	switch {
+	case running:
+		g.due.watch(s) // its pusher closes it, if Push returns
+	case !queued:
+		if s.queued = g.due.push(s, false); !s.queued {
+			orphan = s
+		}
+	}
+	s.mu.Unlock()
+	s.cancel(reason)
+	return orphan
+}
+
+// lose counts messages × sessions that were enqueued in vain.
+func (g *Gateway) lose(counter *atomic.Uint64, n int) {
+	if n == 0 {
+		return
+	}
+	counter.Add(uint64(n))
+	if g.life.closing() {
+		g.life.lost.Add(uint64(n))
+	}
+}
+
+// of returns the counter for a reason.
+func (e *SessionEnds) of(reason error) *uint64 {
+	switch reason {
+	case ErrSessionClosed:
+		return &e.Closed
+	case ErrSessionExpired:
+		return &e.Expired
+	case ErrSessionReplaced:
+		return &e.Replaced
+	case ErrSlowConsumer:
+		return &e.Slow
+	case ErrGap:
+		return &e.Gap
+	case ErrGatewayClosed:
+		return &e.Shutdown
+	}
+	return &e.Failed
+}
+
+// closeOrphans closes the sinks of sessions that ended while no pusher ran. No
+// lock is held.
+func (g *Gateway) closeOrphans(orphans ...*Session) {
+	for _, s := range orphans {
+		if s != nil {
+			done := make(chan struct{})
+			go func() { // ends when Close does; waited for, but a Goexit in Close must not end the caller
+				defer close(done)
+				(&pusher{g: g}).closeSink(s)
+			}()
+			<-done
+		}
+	}
+}
+
+// Run delivers until Shutdown has drained the Gateway, and returns nil then, or
+// until ctx ends, and returns its cause; then what its inbox holds is Discarded.
+// Either way every session ends with ErrGatewayClosed and the Gateway leaves its
+// Broker. A second Run is ErrRunning, one after the end ErrClosed.
+func (g *Gateway) Run(ctx context.Context) error {
+	if err := g.life.start(); err != nil {
+		return err
+	}
+	g.timer = time.NewTimer(time.Hour)
+	defer g.timer.Stop()
+	unwatch := context.AfterFunc(ctx, func() { g.life.cut(context.Cause(ctx)); g.rouse() })
+	defer unwatch()
+
+	g.log.Info("gateway running")
+	g.clock = now()
+	g.sweepAt = g.clock + int64(g.cfg.SweepInterval)
+	g.due.open(g.cfg.Pushers)
+	for range g.cfg.Pushers {
+		g.startPusher()
+	}
+	g.read()
+	g.settle()
+	// The pushers close the sinks. Who has not returned after straggle is left
+	// behind, and the last one that comes back rouses us.
+	for g.due.close() {
+		g.clock = now()
+		g.watch(math.MaxInt) // sinks are only closed now, and must be
+		g.sleep(false)
+	}
+	g.log.Info("gateway stopped", "lost", g.life.lost.Load(), "hung", g.hung.Load())
+	return g.life.finish()
+}
+
+// settle ends the sessions and counts what is left as discarded. Only Run calls
+// it, or Shutdown if there never was and never will be a Run.
+func (g *Gateway) settle() {
+	g.leave()
+	g.endAll(ErrGatewayClosed)
+	for p, ch := range g.inbox {
+		for n := len(ch); n > 0; n-- {
+			select {
+			case <-ch:
+				g.discarded[p].inc()
+				g.life.lost.Add(1)
+			default:
+			}
+		}
+		if f := &g.fans[p]; f.m != nil { // some sessions have it, the others have ended
+			*f = fanOut{}
+			g.life.lost.Add(1)
+		}
+	}
+	g.life.settle()
+}
+
+// Shutdown refuses new sessions, takes what the inbox holds, makes everything
+// due, waits until the sinks have taken it, ends the sessions with
+// ErrGatewayClosed and returns nil if all of it was taken. If ctx ends first, it
+// stops at once and returns ctx's error; otherwise, if something was lost, the
+// error wraps ErrClosed. Shut the Broker down before. It may be called any
+// number of times; before Run it discards, and Run is ErrClosed. From inside
+// Push it would wait for itself.
+func (g *Gateway) Shutdown(ctx context.Context) error {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	if g.life.shut() {
+		g.settle()
+		g.life.finish()
+	}
+	g.rouse()
+	return g.life.wait(ctx, g.rouse)
+}
+
+// rouse makes the reader look around.
+func (g *Gateway) rouse() {
+	select {
+	case g.wake <- struct{}{}:
+	default: // it has been told
+	}
+}
+
+// read is the reader's loop.
+func (g *Gateway) read() {
+	draining := false
+	for !g.life.stopped() {
+		g.clock = now()
+		if g.life.closing() && !draining {
+			draining = true
+			g.leave() // nothing more comes from the Broker
+		}
+		if draining {
+			g.clock = math.MaxInt64 // everything is due
+		}
+		g.expire()
+		g.watch(g.cfg.MaxPushers)
+		g.sweep()
+		if g.round() {
+			continue
+		}
+		if draining && g.pending() == 0 && g.due.empty() {
+			return
+		}
+		g.sleep(true)
+	}
+}
+
+// pending is what waits in outboxes and running Pushes.
+func (g *Gateway) pending() (sum int) {
+	for p := range g.inbox {
+		sum += g.pendingIn(p)
+	}
+	return sum
+}
+
+func (g *Gateway) pendingIn(p int) int {
+	out := g.droppedSlow[p].Load() + g.droppedEnd[p].Load() // before in: the other way round could be negative
+	for i := range g.shards {
+		out += g.shards[i].taken[p].Load()
+	}
+	return int(g.enqueued[p].value() - out)
+}
+
+// round gives each lane its turn and reports whether there was anything to do.
+func (g *Gateway) round() bool {
+	before := g.turn
+	g.urgent()
+	for p := P1; p <= P3 && !g.overloaded(); p++ {
+		for range sliceSize {
+			if g.life.stopped() || !g.take(p) || g.fans[p].m != nil {
+				break
+			}
+			g.urgent()
+		}
+	}
+	return g.turn != before
+}
+
+// urgent takes what has arrived in P0.
+func (g *Gateway) urgent() {
+	for !g.life.stopped() && g.take(P0) {
+	}
+}
+
+// take works off the next message of a lane, or the next slice of one.
+func (g *Gateway) take(p Priority) bool {
+	if g.fans[p].m != nil {
+		g.fan(p)
+	} else {
+		select {
+		case m := <-g.inbox[p]:
+			g.accept(m)
+		default:
+			return false
+		}
+	}
+	g.tick()
+	return true
+}
+
+// tick is due after every message and every slice.
+func (g *Gateway) tick() {
+	g.turn++
+	if g.turn%clockEvery == 0 && !g.life.closing() {
+		g.clock = now()
+	}
+	if g.turn%yieldEvery == 0 {
+		runtime.Gosched()
+	}
+}
+
+// overloaded reports whether the pushers are so far behind that only P0 is
+// read. While they are as many as they may be and blocked, waiting for them
+// would only hold up everybody.
+func (g *Gateway) overloaded() bool {
+	limit := int64(backlog * g.cfg.OutboxMessages)
+	if g.heldUp.Load() {
+		limit /= 2
+	}
+	over := g.behind.Load() > limit && !g.due.exhausted(g.cfg.MaxPushers)
+	if over != g.heldUp.Load() {
+		g.heldUp.Store(over)
+		// caughtUp lowers behind before it looks at heldUp: either it sees that
+		// it must rouse us, or we see here what it has done.
+		if over && g.behind.Load() <= limit/2 {
+			g.heldUp.Store(false)
+			return false
+		}
+	}
+	return over
+}
+
+// caughtUp says that a pusher has taken on n messages that waited for one.
+func (g *Gateway) caughtUp(n int) {
+	if n == 0 {
+		return
+	}
+	if left := g.behind.Add(-int64(n)); g.heldUp.Load() && left <= int64(backlog*g.cfg.OutboxMessages/2) {
+		g.rouse()
+	}
+}
+
+// accept takes a message off the inbox.
+func (g *Gateway) accept(m *Message) {
+	p := m.priority
+	g.received[p].inc()
+	if m.n.UserID == AllUsers {
+		g.mu.Lock()
+		g.cursors[p] = g.first
+		g.fans[p] = fanOut{m: m, limit: g.serial}
+		if g.first == nil {
+			g.noSession[p].inc()
+		}
+		g.mu.Unlock()
+		g.fan(p)
+		return
+	}
+	u, ok := g.users.Load(m.n.UserID)
+	if !ok {
+		g.noSession[p].inc()
+		return
+	}
+	sessions := *u.sessions.Load()
+	if len(sessions) > sliceSize {
+		g.fans[p] = fanOut{m: m, sessions: sessions}
+		g.fan(p)
+		return
+	}
+	for _, s := range sessions {
+		g.offer(s, m)
+	}
+}
+
+// fan works off one slice of a lane's fan-out.
+func (g *Gateway) fan(p Priority) {
+	f := &g.fans[p]
+	var some [sliceSize]*Session
+	part := f.sessions
+	if f.sessions == nil {
+		part = g.walk(int(p), f.limit, some[:])
+	} else if len(part) > sliceSize {
+		part = part[:sliceSize]
+	}
+	for _, s := range part {
+		g.offer(s, f.m)
+	}
+	if f.sessions != nil {
+		f.sessions = f.sessions[len(part):]
+	}
+	if len(f.sessions) == 0 && (f.limit == 0 || len(part) < sliceSize) {
+		*f = fanOut{}
+	}
+}
+
+// walk fills some with the next sessions of a walk, up to serial limit. Fewer
+// than fit are the last.
+func (g *Gateway) walk(cursor int, limit uint64, some []*Session) []*Session {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := 0
+	s := g.cursors[cursor]
+	for ; s != nil && s.serial <= limit && n < len(some); s = s.next {
+		some[n] = s
+		n++
+	}
+	g.cursors[cursor] = s
+	return some[:n]
+}
+
+// offer puts m into the outbox of s if the filter admits it.
+func (g *Gateway) offer(s *Session, m *Message) {
+	p := m.priority
+	if !admits(s.filter.Load(), m.typ.Channel()) {
+		g.filtered[p].inc()
+		return
+	}
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		return
+	}
+	g.enqueued[p].inc()
+	if s.out.push(m) && g.cfg.MaxDelay[p] > 0 {
+		s.deadline[p] = g.clock + int64(g.cfg.MaxDelay[p])
+		g.delays[p].moveBack(s)
+	} else if g.cfg.MaxDelay[p] == 0 {
+		s.deadline[p] = math.MinInt64
+	}
+	if s.running {
+		s.arrived++
+	} else if s.queued {
+		s.behind++
+		g.behind.Add(1)
+		if p == P0 {
+			g.due.promote(s)
+		}
+	} else if p == P0 || s.isDue(g.clock) {
+		g.enqueue(s)
+	}
+	if s.overfull() {
+		g.overflow(s)
+		return
+	}
+	s.mu.Unlock()
+}
+
+// enqueue puts an idle session into the queue of those that are due. s.mu is
+// held.
+func (g *Gateway) enqueue(s *Session) {
+	if s.queued = g.due.push(s, s.out.lanes[P0].n > 0); s.queued {
+		s.behind = s.out.total
+		g.behind.Add(int64(s.behind))
+	}
+}
+
+// overfull reports whether more waits than may: burst times the bound as long
+// as the sink is not the reason, the bound while it is. What waited already
+// when the running Push began is no fault of the sink's. s.mu is held.
+func (s *Session) overfull() bool {
+	bound := s.g.cfg.OutboxMessages
+	return s.out.total > burst*bound || s.running && s.out.total > bound && s.arrived > bound
+}
+
+// overflow deals with an overfull session. It takes over s.mu.
+func (g *Gateway) overflow(s *Session) {
+	if s.running && !s.patient && s.out.total <= burst*g.cfg.OutboxMessages {
+		s.mu.Unlock()
+		patient := g.yieldTo(s)
+		s.mu.Lock()
+		s.patient = patient
+		if !patient || s.err != nil || !s.overfull() {
+			s.mu.Unlock()
+			return
+		}
+	}
+	if g.cfg.SlowPolicy == SlowDropOldest {
+		p := s.out.lowest()
+		s.out.pop(p)
+		s.dropped++
+		g.lose(&g.droppedSlow[p], 1)
+		if s.behind > 0 {
+			s.behind--
+			g.caughtUp(1)
+		}
+		s.mu.Unlock()
+		return
+	}
+	s.mu.Unlock()
+	if g.end(s, ErrSlowConsumer) {
+		g.log.Debug("session ended: slow consumer", "session", s.id, "user", s.user.id)
+	}
+}
+
+// yieldTo lets a Push that only wants a CPU return. It reports false if it broke
+// off, because a P0 has arrived, and nothing can be said of the session yet.
+func (g *Gateway) yieldTo(s *Session) bool {
+	until := now() + int64(patienceTime)
+	for range patienceYields {
+		if len(g.inbox[P0]) > 0 {
+			return false
+		}
+		runtime.Gosched()
+		s.mu.Lock()
+		back := !s.running
+		s.mu.Unlock()
+		if back || now() > until {
+			break
+		}
+	}
+	return true
+}
+
+// expire makes the sessions due whose oldest message has waited MaxDelay.
+func (g *Gateway) expire() {
+	for p := range g.delays {
+		l := &g.delays[p]
+		for s := l.first; s != nil && s.delays[p].at <= g.clock; s = l.first {
+			l.remove(s)
+			s.mu.Lock()
+			// A Push may have taken the message long since, and a later one may
+			// wait, with its own deadline.
+			if s.err == nil && !s.queued && !s.running && s.isDue(g.clock) {
+				g.enqueue(s)
+			}
+			s.mu.Unlock()
+		}
+	}
+}
+
+// sweep ends the silent sessions when it is time, a slice at a call.
+func (g *Gateway) sweep() {
+	if g.clock < g.sweepAt || g.life.closing() {
+		return
+	}
+	g.mu.Lock()
+	if !g.sweeping {
+		g.cursors[sweepCursor], g.sweeping = g.first, true
+	}
+	g.mu.Unlock()
+	var some [sliceSize]*Session
+	part := g.walk(sweepCursor, math.MaxUint64, some[:])
+	at := now()
+	for _, s := range part {
+		if s.timeout > 0 && at-s.heard.Load() >= int64(s.timeout) {
+			if g.end(s, ErrSessionExpired) {
+				g.log.Debug("session ended: expired", "session", s.id, "user", s.user.id)
+			}
+		}
+	}
+	if len(part) < sliceSize {
+		g.sweeping = false
+		for g.sweepAt <= at {
+			g.sweepAt += int64(g.cfg.SweepInterval)
+		}
+	}
+}
+
+// sleep waits for the next message, if it may be read, or the next thing to do.
+func (g *Gateway) sleep(reading bool) {
+	next := g.nextWatch()
+	if reading && !g.life.closing() {
+		next = min(next, g.sweepAt)
+		for p := range g.delays {
+			if s := g.delays[p].first; s != nil {
+				next = min(next, s.delays[p].at)
+			}
+		}
+	}
+	var in [NumPriorities]chan *Message
+	if reading {
+		in = g.inbox
+		if g.heldUp.Load() {
+			in = [NumPriorities]chan *Message{P0: g.inbox[P0]}
+		}
+	}
+	if next != math.MaxInt64 {
+		g.timer.Reset(time.Duration(next - now()))
+	} else {
+		g.timer.Stop()
+	}
+	var m *Message
+	select {
+	case m = <-in[P0]:
+	case m = <-in[P1]:
+	case m = <-in[P2]:
+	case m = <-in[P3]:
+	case <-g.wake:
+	case <-g.timer.C:
+	}
+	if m != nil {
+		if !g.life.closing() {
+			g.clock = now()
+		}
+		g.accept(m)
+		g.tick()
+	}
+}
+
+// watch starts stand-ins when sessions are due and every pusher seems blocked,
+// and leaves those behind that have not returned straggle after their session
+// ended.
+func (g *Gateway) watch(most int) {
+	clock := g.clock
+	if g.life.closing() {
+		clock = now()
+	}
+	left := g.due.abandon(clock - int64(straggle))
+	for _, id := range left {
+		g.hung.Add(1)
+		g.log.Error("sink left behind: Push or Close does not return", "session", id, "waited", straggle)
+	}
+	n, urgent, returns := g.due.waiting()
+	if n == 0 || returns != g.returns {
+		g.returns, g.quietFrom = returns, clock
+		return
+	}
+	wait := blockedAfter
+	if urgent {
+		wait = blockedAfterUrgent
+	}
+	if clock-g.quietFrom < int64(wait) {
+		return
+	}
+	// Nobody has come back: blocked, or without a CPU? If others want this one
+	// too, yielding takes its time; then ever longer quiet is asked for, lest a
+	// busy machine be given more and more goroutines.
+	before := now()
+	for range 4 {
+		runtime.Gosched()
+	}
+	after := now()
+	if _, _, returns = g.due.waiting(); returns != g.returns {
+		g.returns, g.quietFrom = returns, after
+		return
+	}
+	pool := g.due.size()
+	if after-before > int64(100*time.Microsecond) && after-g.quietFrom < int64(10*time.Millisecond)*int64(pool)/int64(g.cfg.Pushers) {
+		return
+	}
+	for range g.due.grow(min(n, pool, most-pool)) {
+		g.startPusher()
+	}
+	g.quietFrom = after
+}
+
+// nextWatch is when watch should be called next.
+func (g *Gateway) nextWatch() int64 {
+	next := g.due.abandonAt(int64(straggle))
+	if n, urgent, _ := g.due.waiting(); n > 0 {
+		wait := blockedAfter
+		if urgent {
+			wait = blockedAfterUrgent
+		}
+		next = min(next, max(g.quietFrom+int64(wait), now()+int64(wait)/2))
+	}
+	return next
+}
+
+// Stats returns a snapshot. It takes some microseconds, and the lock that
+// registering takes for a moment.
+func (g *Gateway) Stats() GatewayStats {
+	st := GatewayStats{ID: g.id, Hung: g.hung.Load(), Users: g.users.Size()}
+	g.mu.Lock()
+	st.Sessions, st.Ended = len(g.byID), g.ended
+	g.mu.Unlock()
+	for p := range st.Lanes {
+		l := &st.Lanes[p]
+		l.Pending = max(g.pendingIn(p), 0)
+		l.Received, l.NoSession, l.Discarded = g.received[p].value(), g.noSession[p].value(), g.discarded[p].value()
+		l.Filtered, l.Enqueued = g.filtered[p].value(), g.enqueued[p].value()
+		l.DroppedSlow, l.DroppedEnded = g.droppedSlow[p].Load(), g.droppedEnd[p].Load()
+		for i := range g.shards {
+			l.Taken += g.shards[i].taken[p].Load()
+			l.Latency = l.Latency.Add(g.shards[i].latency[p].snapshot())
+		}
+	}
+	for i := range g.shards {
+		st.Batches += g.shards[i].batches.Load()
+	}
+	return st
+}
+
+// A delayList holds the sessions in which a message of one lane waits, in the
+// order of their deadlines: the delay is the same for all, so who comes last
+// goes to the back. The links are in the sessions, so that each is in it once.
+type delayList struct {
+	lane        Priority
+	first, last *Session
+}
+
+type delayLink struct {
+	next, prev *Session
+	at         int64 // the deadline; 0 when not in the list
+}
+
+// moveBack puts s, whose deadline is new, at the end.
+func (l *delayList) moveBack(s *Session) {
+	d := &s.delays[l.lane]
+	if d.at != 0 { // a Push took the message that was waited for
+		l.remove(s)
+	}
+	d.at, d.prev = s.deadline[l.lane], l.last
+	if l.last != nil {
+		l.last.delays[l.lane].next = s
+	} else {
+		l.first = s
+	}
+	l.last = s
+}
+
+func (l *delayList) remove(s *Session) {
+	d := &s.delays[l.lane]
+	if d.prev != nil {
+		d.prev.delays[l.lane].next = d.next
+	} else {
+		l.first = d.next
+	}
+	if d.next != nil {
+		d.next.delays[l.lane].prev = d.prev
+	} else {
+		l.last = d.prev
+	}
+	*d = delayLink{}
+}
+
+// A pusher is a goroutine that calls sinks.
+type pusher struct {
+	g     *Gateway
+	shard *shard
+	buf   []*Message
+	turn  int // messages since the last yield
+}
+
+// startPusher starts a pusher that the due queue counts already. It ends when
+// the queue tells it to, and Run waits for that unless it hangs in a sink.
+func (g *Gateway) startPusher() {
+	p := &pusher{g: g, shard: &g.shards[g.due.ticket()%len(g.shards)], buf: make([]*Message, g.cfg.BatchSize)}
+	go p.run(nil)
+}
+
+// run serves sessions until the queue has no work for this pusher; served is
+// the one that a Goexit interrupted.
+func (p *pusher) run(served *Session) {
+	for {
+		s, rouse := p.g.due.next(served, p.g.cfg.Pushers)
+		if rouse {
+			p.g.rouse()
+		}
+		if s == nil {
+			return
+		}
+		p.serve(s)
+		served = s
+	}
+}
+
+// serve pushes a batch of s, or closes its sink.
+func (p *pusher) serve(s *Session) {
+	batch, counts := s.begin(p.buf)
+	if len(batch) == 0 {
+		p.rest(s)
+		return
+	}
+	at := now()
+	for _, m := range batch {
+		p.shard.latency[m.priority].record(time.Duration(at - m.entered))
+	}
+	err := p.push(s, batch, counts)
+	p.pushed(s, counts, err)
+	clear(batch)
+	if p.turn += len(batch); p.turn >= yieldEvery {
+		p.turn = 0
+		runtime.Gosched()
+	}
+}
+
+// push calls the sink, whatever it does.
+func (p *pusher) push(s *Session, batch []*Message, counts [NumPriorities]int) (err error) {
+	returned := false
+	defer func() {
+		if returned {
+			return
+		}
+		what := recover()
+		err = p.wreck("Push", s, what)
+		if what == nil { // Goexit: this goroutine is lost, the pusher is not
+			p.buf = make([]*Message, len(p.buf))
+			go func() { // as startPusher's
+				p.pushed(s, counts, err)
+				p.run(s)
+			}()
+		}
+	}()
+	err = s.sink.Push(s.ctx, batch)
+	returned = true
+	return err
+}
+
+// wreck is the error for a call of a sink that did not return.
+func (p *pusher) wreck(call string, s *Session, what any) error {
+	if what == nil {
+		what = "runtime.Goexit"
+	}
+	p.g.log.Error("sink panicked", "call", call, "session", s.id, "panic", what, "stack", string(debug.Stack()))
+	return fmt.Errorf("%w: %s: %v", ErrSinkPanic, call, what)
+}
+
+// pushed deals with what Push returned. It does the accounting before the
+// session is seen to be idle, so that at rest everything adds up.
+func (p *pusher) pushed(s *Session, counts [NumPriorities]int, err error) {
+	g := p.g
+	if err != nil {
+		for lane, n := range counts {
+			g.lose(&g.droppedEnd[lane], n)
+		}
+		if g.end(s, err) && !errors.Is(err, ErrSinkPanic) {
+			g.log.Debug("session ended: sink failed", "session", s.id, "user", s.user.id, "error", err)
+		}
+	} else {
+		for lane, n := range counts {
+			if n > 0 {
+				p.shard.taken[lane].Add(uint64(n))
+			}
+		}
+		p.shard.batches.Add(1)
+		if !s.touched.Load() {
+			s.heard.Store(now())
+		}
+	}
+	p.rest(s)
+}
+
+// rest ends the turn of s: closed if it has ended, else idle, or due again.
+func (p *pusher) rest(s *Session) {
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		p.closeSink(s)
+		return
+	}
+	s.running = false
+	if s.out.total > 0 && s.isDue(now()) {
+		p.g.enqueue(s)
+	}
+	s.mu.Unlock()
+	if p.g.life.closing() {
+		p.g.rouse() // it waits for the last one
+	}
+}
+
+// closeSink closes the sink of an ended session, once, whatever it does.
+func (p *pusher) closeSink(s *Session) {
+	if p.shard != nil { // a pusher, not an orphan's goroutine
+		p.g.due.watch(s)
+	}
+	returned := false
+	defer func() {
+		if !returned {
+			what := recover()
+			p.wreck("Close", s, what)
+			if what == nil && p.shard != nil {
+				p.buf = make([]*Message, len(p.buf))
+				go p.run(s) // as startPusher's
+			}
+		}
+		close(s.done)
+	}()
+	s.sink.Close(s.Err())
+	returned = true
+}
+
+// A dueQueue holds the sessions that are due, and the count of the pushers that
+// take them. Its lock is held for some ten nanoseconds.
+type dueQueue struct {
+	mu      sync.Mutex
+	cond    sync.Cond // of mu: a pusher is needed
+	urgent  dueList   // guarded by mu: with a P0
+	others  dueList   // guarded by mu: in the order in which they came due, and those to be closed
+	limbo   dueList   // guarded by mu: ended while in user code, oldest first
+	pool    int       // guarded by mu: pushers, without those left behind
+	idle    int       // guarded by mu: of those, how many sleep
+	started int       // guarded by mu: ever
+	returns uint64    // guarded by mu: how often one came for more
+	opened  bool      // guarded by mu: Run has begun
+	closed  bool      // guarded by mu: pushers go when nothing is due
+	watched bool      // guarded by mu: the reader knows that something waits
+}
+
+// dueLink is a session's place in one of the lists.
+type dueLink struct {
+	next, prev *Session
+	in         *dueList
+	at         int64 // limbo: when the session ended
+	hung       bool  // its pusher has been left behind
+}
+
+type dueList struct {
+	first, last *Session
+	n           int
+}
+
+func (l *dueList) pushBack(s *Session) {
+	s.due.in, s.due.prev, s.due.next = l, l.last, nil
+	if l.last != nil {
+		l.last.due.next = s
+	} else {
+		l.first = s
+	}
+	l.last = s
+	l.n++
+}
+
+func (l *dueList) remove(s *Session) {
+	if s.due.prev != nil {
+		s.due.prev.due.next = s.due.next
+	} else {
+		l.first = s.due.next
+	}
+	if s.due.next != nil {
+		s.due.next.due.prev = s.due.prev
+	} else {
+		l.last = s.due.prev
+	}
+	s.due.in, s.due.next, s.due.prev = nil, nil, nil
+	l.n--
+}
+
+func (q *dueQueue) init() { q.cond.L = &q.mu }
+
+// open says that n pushers are about to be started.
+func (q *dueQueue) open(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.opened = true
+	q.pool = n
+	q.cond.Broadcast()
+}
+
+// push reports false if there are no pushers.
+func (q *dueQueue) push(s *Session, urgent bool) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.opened {
+		return false
+	}
+	if urgent {
+		q.urgent.pushBack(s)
+	} else {
+		q.others.pushBack(s)
+	}
+	if q.idle > 0 {
+		q.cond.Signal()
+	}
+	return true
+}
+
+// promote moves s ahead if it is still waiting.
+func (q *dueQueue) promote(s *Session) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if s.due.in == &q.others {
+		q.others.remove(s)
+		q.urgent.pushBack(s)
+	}
+}
+
+// next takes the next session for a pusher, which has served the last one, and
+// waits for one if need be. It returns none to a pusher that should end: one
+// that was left behind, one more than keep that has nothing to do, or any once
+// the queue is closed. rouse says that the reader should be roused.
+func (q *dueQueue) next(served *Session, keep int) (s *Session, rouse bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.returns++
+	if served != nil {
+		if served.due.in == &q.limbo {
+			q.limbo.remove(served)
+		}
+		if served.due.hung {
+			return nil, true
+		}
+	}
+	for {
+		for _, l := range []*dueList{&q.urgent, &q.others} {
+			if s = l.first; s != nil {
+				l.remove(s)
+				if q.urgent.n+q.others.n > 0 && q.idle == 0 && !q.watched {
+					q.watched, rouse = true, true
+				}
+				return s, rouse
+			}
+		}
+		if q.closed || q.idle >= keep {
+			q.pool--
+			return nil, q.closed
+		}
+		q.idle++
+		q.cond.Wait()
+		q.idle--
+	}
+}
+
+// watch puts a session that ended while user code runs under observation.
+func (q *dueQueue) watch(s *Session) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if s.due.in == nil && !s.due.hung {
+		s.due.at = now()
+		q.limbo.pushBack(s)
+	}
+}
+
+// abandon gives up the pushers of sessions that ended at or before then and
+// returns the sessions' IDs.
+func (q *dueQueue) abandon(then int64) (ids []string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for s := q.limbo.first; s != nil && s.due.at <= then; s = q.limbo.first {
+		q.limbo.remove(s)
+		s.due.hung = true
+		q.pool--
+		ids = append(ids, s.id)
+	}
+	return ids
+}
+
+// abandonAt is when abandon should be called next.
+func (q *dueQueue) abandonAt(after int64) int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.limbo.first == nil {
+		return math.MaxInt64
+	}
+	return q.limbo.first.due.at + after
+}
+
+// waiting returns how many sessions wait while no pusher is idle, whether one
+// of them has a P0, and how often a pusher has come back so far. The reader
+// calls it and is then taken to watch.
+func (q *dueQueue) waiting() (n int, urgent bool, returns uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n = q.urgent.n + q.others.n
+	if q.idle > 0 {
+		n = 0
+	}
+	q.watched = n > 0
+	return n, q.urgent.n > 0, q.returns
+}
+
+// grow counts up to n pushers more, and returns how many.
+func (q *dueQueue) grow(n int) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n = max(n, 0)
+	if q.pool == 0 { // all were left behind
+		n = max(n, 1)
+	}
+	q.pool += n
+	return n
+}
+
+// size returns how many pushers there are.
+func (q *dueQueue) size() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.pool
+}
+
+// ticket numbers the pushers.
+func (q *dueQueue) ticket() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.started++
+	return q.started
+}
+
+// exhausted reports whether there are as many pushers as may be.
+func (q *dueQueue) exhausted(most int) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.pool >= most && q.idle == 0
+}
+
+// empty reports whether nothing is due.
+func (q *dueQueue) empty() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.urgent.n+q.others.n == 0
+}
+
+// close lets the pushers go once nothing is due, and reports whether some are
+// still there.
+func (q *dueQueue) close() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	q.cond.Broadcast()
+	return q.pool > 0 || q.urgent.n+q.others.n > 0
+}
