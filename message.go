@@ -309,27 +309,28 @@ func (MarketHalt) Type() Type { return TypeMarketHalt }
 // it or with each other.
 type layout struct {
 	payload reflect.Type
+	names   []string // of the fields, in JSON
 	fields  []field
 
 	// What JSON has between the values of the header, the type's name included.
 	afterID, afterSource, end string
 
-	prefix  int       // bytes of an archive before its strings
-	strings []uintptr // where the struct has its strings
-	lengths []int     // where an archive has their lengths
+	prefix  int      // bytes of an archive before its strings
+	strings []uint32 // where the struct has its strings
+	lengths []uint32 // where an archive has their lengths
 }
 
-// A field is one field of a payload struct.
+// A field is one field of a payload struct. It is small, because every message
+// goes through all those of its type.
 type field struct {
+	key    [maxKey]byte // what JSON has before the value, a string's opening quote included
+	keyLen uint8
 	kind   kind
-	offset uintptr      // in the struct
-	at     int          // in an archive: of the value, or of a string's length
-	name   string       // in JSON
-	key    string       // what JSON has before the value, a string's opening quote included
-	block  [maxKey]byte // key, for copying it in two moves of fixed size
+	at     uint32 // in an archive: of the value, or of a string's length
+	offset uint32 // in the struct
 }
 
-// maxKey is the longest field.key.
+// maxKey bounds a field's key: copying an array of this size is two moves.
 const maxKey = 32
 
 // A kind is a field's type.
@@ -370,12 +371,13 @@ func makeLayouts() (ls [numTypes]layout) {
 // add appends a field of the struct. A declaration that the encodings cannot
 // carry panics: it is a mistake in this file, and no program starts with it.
 func (l *layout) add(sf reflect.StructField) {
-	f := field{offset: sf.Offset, at: l.prefix, name: sf.Tag.Get("json")}
-	f.key = `,"` + f.name + `":`
+	name := sf.Tag.Get("json")
+	key := `,"` + name + `":`
+	f := field{at: uint32(l.prefix), offset: uint32(sf.Offset)}
 	switch sf.Type.Kind() {
 	case reflect.String:
 		f.kind, l.prefix = kindString, l.prefix+4
-		f.key += `"`
+		key += `"`
 		l.strings = append(l.strings, f.offset)
 		l.lengths = append(l.lengths, f.at)
 	case reflect.Float64:
@@ -389,12 +391,11 @@ func (l *layout) add(sf reflect.StructField) {
 	default:
 		panic(fmt.Sprintf("notification: %s.%s is a %s, which has no encoding", l.payload, sf.Name, sf.Type))
 	}
-	if copy(f.block[:], f.key) < len(f.key) {
-		panic(fmt.Sprintf("notification: %s.%s has a longer json name than maxKey admits", l.payload, sf.Name))
+	if name == "" || len(key) > maxKey {
+		panic(fmt.Sprintf("notification: %s.%s has no json name, or too long a one", l.payload, sf.Name))
 	}
-	if f.name == "" {
-		panic(fmt.Sprintf("notification: %s.%s has no json name", l.payload, sf.Name))
-	}
+	f.keyLen = uint8(copy(f.key[:], key))
+	l.names = append(l.names, name)
 	l.fields = append(l.fields, f)
 }
 
@@ -411,6 +412,9 @@ type wordTable [128]struct {
 func makeWords() (ws wordTable) {
 	for t := Type(1); t < numTypes; t++ {
 		w := typeWord(catalog[t].payload)
+		if w == 0 {
+			continue
+		}
 		i := slot(w)
 		for ws[i].word != 0 {
 			i = (i + 1) % uintptr(len(ws))
@@ -441,16 +445,17 @@ func typeOf(p Payload) Type {
 }
 
 // typeWord returns the first word of an empty interface: the address of its
-// dynamic type's descriptor, zero for nil. The language makes two interfaces
-// of one type compare equal by that address alone, so it may be compared;
-// nothing else is done with it, and descriptors of declared types do not move.
+// dynamic type's descriptor, zero for nil. A declared type has one descriptor,
+// which neither moves nor goes away, and a type switch compares no more than
+// this address either. It is compared only, never followed.
 func typeWord(x any) uintptr { return *(*uintptr)(unsafe.Pointer(&x)) }
 
-// dataOf returns the second word of an interface, which for a struct is the
-// address of the value that the interface holds. The structs of catalog are
-// never kept in the word itself: that happens to pointers only, and add admits
-// none. What is there may be read as long as p is alive and as p's type, and
-// never written: interfaces share it.
+// dataOf returns the second word of an interface: for a payload the address of
+// the struct that the interface holds. (An interface keeps a value in the word
+// itself only if its type is a pointer at heart, which no type that add admits
+// is.) Copying the struct out with a type assertion instead would need a second
+// listing of the types. What is there may be read, as p's own type, and never
+// written: interfaces share it. The pointer keeps it alive.
 func dataOf(p Payload) unsafe.Pointer {
 	return (*[2]unsafe.Pointer)(unsafe.Pointer(&p))[1]
 }
@@ -483,10 +488,10 @@ func (n *Notification) AppendJSON(b []byte) []byte {
 	for i := range l.fields {
 		f := &l.fields[i]
 		if n := len(b); cap(b)-n >= maxKey {
-			*(*[maxKey]byte)(b[n : n+maxKey]) = f.block
-			b = b[:n+len(f.key)]
+			*(*[maxKey]byte)(b[n : n+maxKey]) = f.key
+			b = b[:n+int(f.keyLen)]
 		} else {
-			b = append(b, f.key...)
+			b = append(b, f.key[:f.keyLen]...)
 		}
 		switch v := unsafe.Add(p, f.offset); f.kind {
 		case kindString:
@@ -549,11 +554,11 @@ func (n *Notification) UnmarshalJSON(b []byte) error {
 	l := &layouts[t]
 	p := reflect.New(l.payload).Elem()
 	for i, f := range l.fields {
-		if f.kind == kindFloat64 && string(body[f.name]) == "null" {
+		if f.kind == kindFloat64 && string(body[l.names[i]]) == "null" {
 			p.Field(i).SetFloat(math.NaN())
 			continue
 		}
-		if err := member(body, f.name, p.Field(i).Addr().Interface()); err != nil {
+		if err := member(body, l.names[i], p.Field(i).Addr().Interface()); err != nil {
 			return err
 		}
 	}
@@ -987,7 +992,7 @@ func OpenArchive(b []byte) (Archive, error) {
 	end := uint64(l.prefix) + id + user + uint64(le32(s, archiveSource))
 	all := end // cannot overflow: it is the sum of a few numbers of 32 bits
 	for _, at := range l.lengths {
-		all += uint64(le32(s, at))
+		all += uint64(le32(s, int(at)))
 	}
 	if all != uint64(len(s)) {
 		return Archive{}, corrupt("%d bytes where the lengths of its strings make %d", len(s), all)
@@ -1082,13 +1087,13 @@ func (l *layout) load(p unsafe.Pointer, archive, texts string) {
 		f := &l.fields[i]
 		switch v := unsafe.Add(p, f.offset); f.kind {
 		case kindString:
-			n := min(uint(le32(archive, f.at)), uint(len(texts)))
+			n := min(uint(le32(archive, int(f.at))), uint(len(texts)))
 			*(*string)(v) = texts[:n]
 			texts = texts[n:]
 		case kindFloat64, kindInt64:
-			*(*uint64)(v) = le64(archive, f.at)
+			*(*uint64)(v) = le64(archive, int(f.at))
 		case kindUint32:
-			*(*uint32)(v) = le32(archive, f.at)
+			*(*uint32)(v) = le32(archive, int(f.at))
 		case kindUint8:
 			*(*uint8)(v) = archive[f.at]
 		}
