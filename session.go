@@ -2,6 +2,11 @@ package notification
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -364,4 +369,380 @@ func (o *outbox) lowest() Priority {
 		p--
 	}
 	return p
+}
+
+// A pusher is a goroutine that calls sinks.
+type pusher struct {
+	g     *Gateway
+	shard *shard
+	buf   []*Message
+	turn  int // messages since the last yield
+}
+
+// startPusher starts a pusher that the due queue counts already. It ends when
+// the queue tells it to, and Run waits for that unless it hangs in a sink.
+func (g *Gateway) startPusher() {
+	p := &pusher{g: g, shard: &g.shards[g.due.ticket()%len(g.shards)], buf: make([]*Message, g.cfg.BatchSize)}
+	go p.run(nil)
+}
+
+// run serves sessions until the queue has no work for this pusher; served is
+// the one that a Goexit interrupted.
+func (p *pusher) run(served *Session) {
+	for {
+		s, rouse := p.g.due.next(served, p.g.cfg.Pushers)
+		if rouse {
+			p.g.rouse()
+		}
+		if s == nil {
+			return
+		}
+		p.serve(s)
+		served = s
+	}
+}
+
+// serve pushes a batch of s, or closes its sink.
+func (p *pusher) serve(s *Session) {
+	batch, counts := s.begin(p.buf)
+	if len(batch) == 0 {
+		p.rest(s)
+		return
+	}
+	at := now()
+	for _, m := range batch {
+		p.shard.latency[m.priority].record(time.Duration(at - m.entered))
+	}
+	err := p.push(s, batch, counts)
+	p.pushed(s, counts, err)
+	clear(batch)
+	if p.turn += len(batch); p.turn >= yieldEvery {
+		p.turn = 0
+		runtime.Gosched()
+	}
+}
+
+// push calls the sink, whatever it does.
+func (p *pusher) push(s *Session, batch []*Message, counts [NumPriorities]int) (err error) {
+	returned := false
+	defer func() {
+		if returned {
+			return
+		}
+		what := recover()
+		err = p.wreck("Push", s, what)
+		if what == nil { // Goexit: this goroutine is lost, the pusher is not
+			p.buf = make([]*Message, len(p.buf))
+			go func() { // as startPusher's
+				p.pushed(s, counts, err)
+				p.run(s)
+			}()
+		}
+	}()
+	err = s.sink.Push(s.ctx, batch)
+	returned = true
+	return err
+}
+
+// wreck is the error for a call of a sink that did not return.
+func (p *pusher) wreck(call string, s *Session, what any) error {
+	if what == nil {
+		what = "runtime.Goexit"
+	}
+	p.g.log.Error("sink panicked", "call", call, "session", s.id, "panic", what, "stack", string(debug.Stack()))
+	return fmt.Errorf("%w: %s: %v", ErrSinkPanic, call, what)
+}
+
+// pushed deals with what Push returned. It does the accounting before the
+// session is seen to be idle, so that at rest everything adds up.
+func (p *pusher) pushed(s *Session, counts [NumPriorities]int, err error) {
+	g := p.g
+	if err != nil {
+		for lane, n := range counts {
+			g.lose(&g.droppedEnd[lane], n)
+		}
+		if g.end(s, err) && !errors.Is(err, ErrSinkPanic) {
+			g.log.Debug("session ended: sink failed", "session", s.id, "user", s.user.id, "error", err)
+		}
+	} else {
+		for lane, n := range counts {
+			if n > 0 {
+				p.shard.taken[lane].Add(uint64(n))
+			}
+		}
+		p.shard.batches.Add(1)
+		if !s.touched.Load() {
+			s.heard.Store(now())
+		}
+	}
+	p.rest(s)
+}
+
+// rest ends the turn of s: closed if it has ended, else idle, or due again.
+func (p *pusher) rest(s *Session) {
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		p.closeSink(s)
+		return
+	}
+	s.running = false
+	if s.out.total > 0 && s.isDue(now()) {
+		p.g.enqueue(s)
+	}
+	s.mu.Unlock()
+	if p.g.life.closing() {
+		p.g.rouse() // it waits for the last one
+	}
+}
+
+// closeSink closes the sink of an ended session, once, whatever it does.
+func (p *pusher) closeSink(s *Session) {
+	if p.shard != nil { // a pusher, not an orphan's goroutine
+		p.g.due.watch(s)
+	}
+	returned := false
+	defer func() {
+		if !returned {
+			what := recover()
+			p.wreck("Close", s, what)
+			if what == nil && p.shard != nil {
+				p.buf = make([]*Message, len(p.buf))
+				go p.run(s) // as startPusher's
+			}
+		}
+		close(s.done)
+	}()
+	s.sink.Close(s.Err())
+	returned = true
+}
+
+// A dueQueue holds the sessions that are due, and the count of the pushers that
+// take them. Its lock is held for some ten nanoseconds.
+type dueQueue struct {
+	mu      sync.Mutex
+	cond    sync.Cond // of mu: a pusher is needed
+	urgent  dueList   // guarded by mu: with a P0
+	others  dueList   // guarded by mu: in the order in which they came due, and those to be closed
+	limbo   dueList   // guarded by mu: ended while in user code, oldest first
+	pool    int       // guarded by mu: pushers, without those left behind
+	idle    int       // guarded by mu: of those, how many sleep
+	started int       // guarded by mu: ever
+	returns uint64    // guarded by mu: how often one came for more
+	opened  bool      // guarded by mu: Run has begun
+	closed  bool      // guarded by mu: pushers go when nothing is due
+	watched bool      // guarded by mu: the reader knows that something waits
+}
+
+// dueLink is a session's place in one of the lists.
+type dueLink struct {
+	next, prev *Session
+	in         *dueList
+	at         int64 // limbo: when the session ended
+	hung       bool  // its pusher has been left behind
+}
+
+type dueList struct {
+	first, last *Session
+	n           int
+}
+
+func (l *dueList) pushBack(s *Session) {
+	s.due.in, s.due.prev, s.due.next = l, l.last, nil
+	if l.last != nil {
+		l.last.due.next = s
+	} else {
+		l.first = s
+	}
+	l.last = s
+	l.n++
+}
+
+func (l *dueList) remove(s *Session) {
+	if s.due.prev != nil {
+		s.due.prev.due.next = s.due.next
+	} else {
+		l.first = s.due.next
+	}
+	if s.due.next != nil {
+		s.due.next.due.prev = s.due.prev
+	} else {
+		l.last = s.due.prev
+	}
+	s.due.in, s.due.next, s.due.prev = nil, nil, nil
+	l.n--
+}
+
+func (q *dueQueue) init() { q.cond.L = &q.mu }
+
+// open says that n pushers are about to be started.
+func (q *dueQueue) open(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.opened = true
+	q.pool = n
+	q.cond.Broadcast()
+}
+
+// push reports false if there are no pushers.
+func (q *dueQueue) push(s *Session, urgent bool) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.opened {
+		return false
+	}
+	if urgent {
+		q.urgent.pushBack(s)
+	} else {
+		q.others.pushBack(s)
+	}
+	if q.idle > 0 {
+		q.cond.Signal()
+	}
+	return true
+}
+
+// promote moves s ahead if it is still waiting.
+func (q *dueQueue) promote(s *Session) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if s.due.in == &q.others {
+		q.others.remove(s)
+		q.urgent.pushBack(s)
+	}
+}
+
+// next takes the next session for a pusher, which has served the last one, and
+// waits for one if need be. It returns none to a pusher that should end: one
+// that was left behind, one more than keep that has nothing to do, or any once
+// the queue is closed. rouse says that the reader should be roused.
+func (q *dueQueue) next(served *Session, keep int) (s *Session, rouse bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.returns++
+	if served != nil {
+		if served.due.in == &q.limbo {
+			q.limbo.remove(served)
+		}
+		if served.due.hung {
+			return nil, true
+		}
+	}
+	for {
+		for _, l := range []*dueList{&q.urgent, &q.others} {
+			if s = l.first; s != nil {
+				l.remove(s)
+				if q.urgent.n+q.others.n > 0 && q.idle == 0 && !q.watched {
+					q.watched, rouse = true, true
+				}
+				return s, rouse
+			}
+		}
+		if q.closed || q.idle >= keep {
+			q.pool--
+			return nil, q.closed
+		}
+		q.idle++
+		q.cond.Wait()
+		q.idle--
+	}
+}
+
+// watch puts a session that ended while user code runs under observation.
+func (q *dueQueue) watch(s *Session) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if s.due.in == nil && !s.due.hung {
+		s.due.at = now()
+		q.limbo.pushBack(s)
+	}
+}
+
+// abandon gives up the pushers of sessions that ended at or before then and
+// returns the sessions' IDs.
+func (q *dueQueue) abandon(then int64) (ids []string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for s := q.limbo.first; s != nil && s.due.at <= then; s = q.limbo.first {
+		q.limbo.remove(s)
+		s.due.hung = true
+		q.pool--
+		ids = append(ids, s.id)
+	}
+	return ids
+}
+
+// abandonAt is when abandon should be called next.
+func (q *dueQueue) abandonAt(after int64) int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.limbo.first == nil {
+		return math.MaxInt64
+	}
+	return q.limbo.first.due.at + after
+}
+
+// waiting returns how many sessions wait while no pusher is idle, whether one
+// of them has a P0, and how often a pusher has come back so far. The reader
+// calls it and is then taken to watch.
+func (q *dueQueue) waiting() (n int, urgent bool, returns uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n = q.urgent.n + q.others.n
+	if q.idle > 0 {
+		n = 0
+	}
+	q.watched = n > 0
+	return n, q.urgent.n > 0, q.returns
+}
+
+// grow counts up to n pushers more, and returns how many.
+func (q *dueQueue) grow(n int) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n = max(n, 0)
+	if q.pool == 0 { // all were left behind
+		n = max(n, 1)
+	}
+	q.pool += n
+	return n
+}
+
+// size returns how many pushers there are.
+func (q *dueQueue) size() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.pool
+}
+
+// ticket numbers the pushers.
+func (q *dueQueue) ticket() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.started++
+	return q.started
+}
+
+// exhausted reports whether there are as many pushers as may be.
+func (q *dueQueue) exhausted(most int) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.pool >= most && q.idle == 0
+}
+
+// empty reports whether nothing is due.
+func (q *dueQueue) empty() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.urgent.n+q.others.n == 0
+}
+
+// close lets the pushers go once nothing is due, and reports whether some are
+// still there.
+func (q *dueQueue) close() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	q.cond.Broadcast()
+	return q.pool > 0 || q.urgent.n+q.others.n > 0
 }
