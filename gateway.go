@@ -4,11 +4,14 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"hash/maphash"
 	"iter"
 	"log/slog"
 	"math"
+	"math/rand/v2"
 	"runtime"
 	"slices"
+	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -87,6 +90,19 @@ type GatewayConfig struct {
 	// InboxCapacity is how many messages each lane of the inbox holds; default
 	// 1024.
 	InboxCapacity int
+	// HistoryMessages is how many messages of each lane are kept per user for
+	// sessions that resume behind a Cursor, and how many to AllUsers once for
+	// all; default 0: none, and no cursors. At least OutboxMessages, so that a
+	// session that ended as slow finds what its outbox held.
+	HistoryMessages int
+	// HistoryTTL is how long a user's history, and route, outlive the user's
+	// last session; default 2 min.
+	HistoryTTL time.Duration
+	// HistoryTotal is how many messages are kept for all users together; default
+	// 1,000,000. Beyond it the users without a session lose their history, who
+	// has been away the longest first; with none of those left, whoever gets a
+	// message loses the oldest of its lane.
+	HistoryTotal int
 	// Logger gets what an operator must know; nil discards.
 	Logger *slog.Logger
 }
@@ -99,6 +115,8 @@ func (c *GatewayConfig) setDefaults() error {
 	c.Pushers = cmp.Or(c.Pushers, 2*runtime.GOMAXPROCS(0))
 	c.MaxPushers = cmp.Or(c.MaxPushers, max(65_536, c.Pushers))
 	c.InboxCapacity = cmp.Or(c.InboxCapacity, 1024)
+	c.HistoryTTL = cmp.Or(c.HistoryTTL, 2*time.Minute)
+	c.HistoryTotal = cmp.Or(c.HistoryTotal, 1_000_000)
 	for p := range c.MaxDelay {
 		c.MaxDelay[p] = max(cmp.Or(c.MaxDelay[p], [...]time.Duration{0, time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond}[p]), 0)
 	}
@@ -117,10 +135,17 @@ func (c *GatewayConfig) setDefaults() error {
 		{"Pushers", c.Pushers, 1},
 		{"MaxPushers", c.MaxPushers, c.Pushers},
 		{"InboxCapacity", c.InboxCapacity, 1},
+		{"HistoryTotal", c.HistoryTotal, 1},
 	} {
 		if f.value < f.min || f.value > math.MaxInt32 {
 			return fmt.Errorf("%w: %s %d is not within %d and 2^31-1", ErrInvalid, f.name, f.value, f.min)
 		}
+	}
+	if c.HistoryMessages != 0 && c.HistoryMessages < c.OutboxMessages || c.HistoryMessages > math.MaxInt32 {
+		return fmt.Errorf("%w: HistoryMessages %d is neither 0 nor within OutboxMessages %d and 2^31-1", ErrInvalid, c.HistoryMessages, c.OutboxMessages)
+	}
+	if c.HistoryTTL < 0 {
+		return fmt.Errorf("%w: HistoryTTL %s is negative", ErrInvalid, c.HistoryTTL)
 	}
 	if c.SweepInterval < 0 {
 		return fmt.Errorf("%w: SweepInterval %s is negative", ErrInvalid, c.SweepInterval)
@@ -147,10 +172,11 @@ type Gateway struct {
 	inbox [NumPriorities]chan *Message
 	life  *lifecycle
 	wake  chan struct{} // cap 1: rouses the reader
+	seed  maphash.Seed  // of userHash
 
 	// mu guards who is registered. Lock order: Gateway.mu, then Broker.regMu or
-	// Session.mu, then dueQueue.mu. Pushing takes none of it but Session.mu and
-	// dueQueue.mu, each for itself.
+	// Session.mu, then a user's history.mu, then that of AllUsers; dueQueue.mu
+	// last. Pushing takes Session.mu and under it the later ones, no more.
 	mu          sync.Mutex
 	closed      bool                 // guarded by mu: no more sessions
 	byID        map[string]*Session  // guarded by mu
@@ -160,6 +186,8 @@ type Gateway struct {
 	link        *receiver            // guarded by mu: what we are to the Broker
 	broker      *Broker              // guarded by mu
 	ended       SessionEnds          // guarded by mu
+	run         uint64               // guarded by mu: what cursors are bound to; a Gap renews it
+	away        userList             // guarded by mu: users without a session whose history is kept, who left first first
 
 	users *xsync.MapOf[string, *user] // changed under mu, read by the reader without
 	due   dueQueue
@@ -172,6 +200,12 @@ type Gateway struct {
 	shards      []shard // what pushers count
 	droppedSlow [NumPriorities]atomic.Uint64
 	droppedEnd  [NumPriorities]atomic.Uint64
+	replayed    [NumPriorities]atomic.Uint64
+	awayUntil   atomic.Int64 // when the first of away is to be forgotten
+	kept        atomic.Int64 // messages in the users' histories
+
+	everyone *history                     // of AllUsers; nil without HistoryMessages
+	numbers  [NumPriorities]atomic.Uint64 // the last number given to a message that was kept; the reader gives them
 
 	// written by the reader alone, atomic
 	received, noSession, discarded, filtered, enqueued [NumPriorities]tally
@@ -192,12 +226,18 @@ type Gateway struct {
 type user struct {
 	id       string
 	sessions atomic.Pointer[[]*Session] // copied on write under Gateway.mu, by serial
+	history  *history                   // nil without HistoryMessages
+
+	// guarded by Gateway.mu: its place in Gateway.away, and since when
+	next, prev *user
+	awaySince  int64 // 0 while it has a session
 }
 
 // A fanOut is a message on its way to more sessions than one slice holds. Its
 // lane waits for it, so that the order is kept; others go on.
 type fanOut struct {
 	m        *Message
+	number   uint64     // in the history
 	sessions []*Session // what is left of the user's; unused for AllUsers
 	limit    uint64     // the last session of AllUsers: later ones are not meant
 }
@@ -231,10 +271,16 @@ func NewGateway(id string, cfg GatewayConfig) (*Gateway, error) {
 		id: id, cfg: cfg, log: cfg.Logger.With("gateway", id),
 		life:   newLifecycle(),
 		wake:   make(chan struct{}, 1),
+		seed:   maphash.MakeSeed(),
 		byID:   make(map[string]*Session),
 		users:  xsync.NewMapOf[string, *user](),
 		shards: make([]shard, min(cfg.Pushers, runtime.GOMAXPROCS(0))),
 	}
+	if cfg.HistoryMessages > 0 {
+		g.run = rand.Uint64()
+		g.everyone = newHistory(g)
+	}
+	g.awayUntil.Store(math.MaxInt64)
 	g.due.init()
 	for p := range g.inbox {
 		g.inbox[p] = make(chan *Message, cfg.InboxCapacity)
@@ -260,7 +306,8 @@ func (g *Gateway) Inbox() Inbox {
 // register first and load the snapshot after it. It is ErrInvalid for a cfg
 // that cannot be, ErrSessionExists while a session with this ID lives,
 // ErrTooManySessions with MaxSessions registered, ErrClosed once the Gateway
-// shuts down. A user that has MaxSessionsPerUser already loses the oldest, with
+// shuts down. With cfg.After the session starts right behind that cursor; if
+// that is no longer possible without a hole it is ErrCursorGone. A user that has MaxSessionsPerUser already loses the oldest, with
 // ErrSessionReplaced.
 func (g *Gateway) RegisterSession(cfg SessionConfig) (*Session, error) {
 	if err := checkID("SessionConfig.ID", cfg.ID); err != nil {
@@ -296,6 +343,13 @@ func (g *Gateway) register(cfg SessionConfig) (s, orphan *Session, err error) {
 	if known {
 		siblings = *u.sessions.Load()
 	}
+	var after *[NumPriorities]uint64
+	if cfg.After != (Cursor{}) {
+		if !known || !g.resumable(u, cfg) {
+			return nil, nil, fmt.Errorf("%w: user %q", ErrCursorGone, cfg.UserID)
+		}
+		after = &cfg.After.numbers
+	}
 	full := g.cfg.MaxSessionsPerUser > 0 && len(siblings) >= g.cfg.MaxSessionsPerUser
 	if !full && g.cfg.MaxSessions > 0 && len(g.byID) >= g.cfg.MaxSessions {
 		return nil, nil, fmt.Errorf("%w: %d", ErrTooManySessions, g.cfg.MaxSessions)
@@ -317,8 +371,20 @@ func (g *Gateway) register(cfg SessionConfig) (s, orphan *Session, err error) {
 	}
 	if !known {
 		u = &user{id: cfg.UserID}
+		if g.cfg.HistoryMessages > 0 {
+			u.history = newHistory(g)
+		}
+	} else if u.awaySince != 0 {
+		g.away.remove(u)
+		g.watchAway()
 	}
 	s.user = u
+	// The reader may offer the first messages as soon as it sees s: it must find
+	// from which number on they are meant, so it waits. What is numbered before
+	// we look is in the history, or before our time; what is numbered later is
+	// offered, because the reader looks for sessions after it has numbered.
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	list := append(slices.Clip(siblings), s) // a copy: the reader holds the old one
 	u.sessions.Store(&list)
 	g.byID[s.id] = s
@@ -335,10 +401,49 @@ func (g *Gateway) register(cfg SessionConfig) (s, orphan *Session, err error) {
 	if !g.fresh.Load() {
 		g.fresh.Store(true)
 	}
+	if g.everyone != nil {
+		s.resume = &resume{run: g.run}
+		if after != nil {
+			s.resume.at, s.resume.replaying = *after, true
+			g.enqueue(s)
+		} else {
+			for p := range s.resume.at {
+				s.resume.at[p] = g.numbers[p].Load()
+			}
+		}
+	}
 	if full { // only now, so that the user is routed throughout
 		orphan = g.endLocked(siblings[0], ErrSessionReplaced)
 	}
 	return s, orphan, nil
+}
+
+// userHash binds a cursor to its user, so that honest clients do not mix up
+// theirs. It need not be secret: a replay reads the history of the user who
+// registers, whatever the cursor says.
+func (g *Gateway) userHash(userID string) uint64 { return maphash.String(g.seed, userID) }
+
+// resumable reports whether a session can start behind cfg.After: it is of this
+// run and user, and nothing that cfg's filter admits has left the history since.
+// g.mu is held.
+func (g *Gateway) resumable(u *user, cfg SessionConfig) bool {
+	if u.history == nil || cfg.After.run != g.run || cfg.After.user != g.userHash(u.id) {
+		return false
+	}
+	filter := uint32(everyChannel)
+	if cfg.Channels != nil {
+		filter = filterOf(cfg.Channels)
+	}
+	u.history.mu.Lock()
+	defer u.history.mu.Unlock()
+	g.everyone.mu.Lock()
+	defer g.everyone.mu.Unlock()
+	for p, n := range cfg.After.numbers {
+		if n > g.numbers[p].Load() || u.history.lost(p, filter, n) || g.everyone.lost(p, filter, n) {
+			return false
+		}
+	}
+	return true
 }
 
 // reroute tells the Broker whether we have a user. g.mu is held.
@@ -459,6 +564,19 @@ func (g *Gateway) UserSessions(userID string) iter.Seq[*Session] {
 // messages for this Gateway; whoever feeds the inbox without a Broker may too.
 func (g *Gateway) Gap() {
 	g.log.Warn("gap: ending every session")
+	g.mu.Lock()
+	if g.everyone != nil {
+		g.run = rand.Uint64()
+		g.everyone.clear()
+		g.users.Range(func(_ string, u *user) bool {
+			u.history.clear()
+			return true
+		})
+		for g.away.first != nil {
+			g.forget(g.away.first)
+		}
+	}
+	g.mu.Unlock()
 	g.endAll(ErrGap)
 }
 
@@ -520,14 +638,23 @@ func (g *Gateway) endLocked(s *Session, reason error) (orphan *Session) {
 	s.next, s.prev = nil, nil
 	siblings := *s.user.sessions.Load()
 	if len(siblings) == 1 {
-		g.users.Delete(s.user.id)
-		g.reroute(s.user.id, 0, held)
+		if s.user.history == nil || g.closed {
+			g.users.Delete(s.user.id)
+			g.reroute(s.user.id, 0, held)
+		} else {
+			s.user.awaySince = now()
+			g.away.pushBack(s.user)
+			g.watchAway()
+		}
 	}
 	i := slices.Index(siblings, s)
 	rest := slices.Concat(siblings[:i], siblings[i+1:])
 	s.user.sessions.Store(&rest)
 
 	s.mu.Lock()
+	if s.resume != nil {
+		s.resume.at = s.position()
+	}
 	s.err = reason
 	for p := range s.out.lanes {
 		n := s.out.lanes[p].n
@@ -550,6 +677,68 @@ func (g *Gateway) endLocked(s *Session, reason error) (orphan *Session) {
 	s.mu.Unlock()
 	s.cancel(reason)
 	return orphan
+}
+
+// watchAway tells the reader when the first user that is away is to be
+// forgotten. g.mu is held.
+func (g *Gateway) watchAway() {
+	until := int64(math.MaxInt64)
+	if g.away.first != nil {
+		until = g.away.first.awaySince + int64(g.cfg.HistoryTTL)
+	}
+	if g.awayUntil.Swap(until) > until {
+		g.rouse() // it sleeps longer
+	}
+}
+
+// forget drops a user that is away, with history and route. g.mu is held.
+func (g *Gateway) forget(u *user) {
+	g.away.remove(u)
+	u.history.clear()
+	g.users.Delete(u.id)
+	g.reroute(u.id, 0, held)
+	g.watchAway()
+}
+
+// forgetAway drops the users that have been away for HistoryTTL.
+func (g *Gateway) forgetAway() {
+	if g.clock < g.awayUntil.Load() || g.life.closing() {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for range sliceSize {
+		if u := g.away.first; u != nil && u.awaySince+int64(g.cfg.HistoryTTL) <= g.clock {
+			g.forget(u)
+		}
+	}
+}
+
+// keep numbers m and puts it into a history, that of a user or of AllUsers.
+func (g *Gateway) keep(h *history, u *user, m *Message) (number uint64) {
+	h.mu.Lock()
+	p := m.priority
+	number = g.numbers[p].Load() + 1
+	grown := h.push(number, m)
+	g.numbers[p].Store(number)
+	h.mu.Unlock()
+	if u == nil || !grown || g.kept.Add(1) <= int64(g.cfg.HistoryTotal) {
+		return number
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.kept.Load() > int64(g.cfg.HistoryTotal) {
+		if g.away.first != nil {
+			g.forget(g.away.first)
+		} else {
+			h.mu.Lock()
+			h.evict(p)
+			h.mu.Unlock()
+			g.kept.Add(-1)
+			break
+		}
+	}
+	return number
 }
 
 // lose counts messages × sessions that were enqueued in vain.
@@ -692,6 +881,7 @@ func (g *Gateway) read() {
 			g.clock = math.MaxInt64 // everything is due
 		}
 		g.expire()
+		g.forgetAway()
 		g.watch(g.cfg.MaxPushers)
 		g.sweep()
 		if g.round() {
@@ -717,7 +907,7 @@ func (g *Gateway) pendingIn(p int) int {
 	for i := range g.shards {
 		out += g.shards[i].taken[p].Load()
 	}
-	return int(g.enqueued[p].value() - out)
+	return int(g.enqueued[p].value() + g.replayed[p].Load() - out)
 }
 
 // round gives each lane its turn and reports whether there was anything to do.
@@ -803,11 +993,15 @@ func (g *Gateway) caughtUp(n int) {
 func (g *Gateway) accept(m *Message) {
 	p := m.priority
 	g.received[p].inc()
+	var number uint64
 	if m.n.UserID == AllUsers {
+		if g.everyone != nil {
+			number = g.keep(g.everyone, nil, m)
+		}
 		g.mu.Lock()
 		g.cursors[p] = g.first
-		g.fans[p] = fanOut{m: m, limit: g.serial}
-		if g.first == nil {
+		g.fans[p] = fanOut{m: m, number: number, limit: g.serial}
+		if g.first == nil && g.everyone == nil {
 			g.noSession[p].inc()
 		}
 		g.mu.Unlock()
@@ -819,14 +1013,17 @@ func (g *Gateway) accept(m *Message) {
 		g.noSession[p].inc()
 		return
 	}
+	if u.history != nil {
+		number = g.keep(u.history, u, m)
+	}
 	sessions := *u.sessions.Load()
 	if len(sessions) > sliceSize {
-		g.fans[p] = fanOut{m: m, sessions: sessions}
+		g.fans[p] = fanOut{m: m, number: number, sessions: sessions}
 		g.fan(p)
 		return
 	}
 	for _, s := range sessions {
-		g.offer(s, m)
+		g.offer(s, m, number)
 	}
 }
 
@@ -841,7 +1038,7 @@ func (g *Gateway) fan(p Priority) {
 		part = part[:sliceSize]
 	}
 	for _, s := range part {
-		g.offer(s, f.m)
+		g.offer(s, f.m, f.number)
 	}
 	if f.sessions != nil {
 		f.sessions = f.sessions[len(part):]
@@ -867,19 +1064,25 @@ func (g *Gateway) walk(cursor int, limit uint64, some []*Session) []*Session {
 }
 
 // offer puts m into the outbox of s if the filter admits it.
-func (g *Gateway) offer(s *Session, m *Message) {
+func (g *Gateway) offer(s *Session, m *Message, number uint64) {
 	p := m.priority
-	if !admits(s.filter.Load(), m.typ.Channel()) {
+	admitted := admits(s.filter.Load(), m.typ.Channel())
+	if !admitted && s.resume == nil {
 		g.filtered[p].inc()
 		return
 	}
 	s.mu.Lock()
-	if s.err != nil {
+	if s.err != nil || s.resume != nil && !g.isNew(s, m, number) {
+		s.mu.Unlock()
+		return
+	}
+	if !admitted {
+		g.filtered[p].inc()
 		s.mu.Unlock()
 		return
 	}
 	g.enqueued[p].inc()
-	if s.out.push(m) && g.cfg.MaxDelay[p] > 0 {
+	if s.out.push(m, number) && g.cfg.MaxDelay[p] > 0 {
 		s.deadline[p] = g.clock + int64(g.cfg.MaxDelay[p])
 		g.delays[p].moveBack(s)
 	} else if g.cfg.MaxDelay[p] == 0 {
@@ -901,6 +1104,28 @@ func (g *Gateway) offer(s *Session, m *Message) {
 		return
 	}
 	s.mu.Unlock()
+}
+
+// isNew reports whether a numbered message is still to come for a session that
+// can be resumed, which is then up to it. While a replay goes on, nothing is: the
+// replay reads it from the history. s.mu is held.
+func (g *Gateway) isNew(s *Session, m *Message, number uint64) bool {
+	r, p := s.resume, m.priority
+	if r.replaying {
+		switch {
+		case s.running:
+		case !s.queued: // it was registered before Run
+			g.enqueue(s)
+		case p == P0:
+			g.due.promote(s)
+		}
+		return false
+	}
+	if number <= r.at[p] {
+		return false
+	}
+	r.at[p] = number
+	return true
 }
 
 // enqueue puts an idle session into the queue of those that are due. s.mu is
@@ -1018,7 +1243,7 @@ func (g *Gateway) sweep() {
 func (g *Gateway) sleep(reading bool) {
 	next := g.nextWatch()
 	if reading && !g.life.closing() {
-		next = min(next, g.sweepAt)
+		next = min(next, g.sweepAt, g.awayUntil.Load())
 		for p := range g.delays {
 			if s := g.delays[p].first; s != nil {
 				next = min(next, s.delays[p].at)
@@ -1127,6 +1352,7 @@ func (g *Gateway) Stats() GatewayStats {
 		l.Pending = max(g.pendingIn(p), 0)
 		l.Received, l.NoSession, l.Discarded = g.received[p].value(), g.noSession[p].value(), g.discarded[p].value()
 		l.Filtered, l.Enqueued = g.filtered[p].value(), g.enqueued[p].value()
+		l.Replayed = g.replayed[p].Load()
 		l.DroppedSlow, l.DroppedEnded = g.droppedSlow[p].Load(), g.droppedEnd[p].Load()
 		for i := range g.shards {
 			l.Taken += g.shards[i].taken[p].Load()
@@ -1180,4 +1406,149 @@ func (l *delayList) remove(s *Session) {
 		l.last = d.prev
 	}
 	*d = delayLink{}
+}
+
+// A history is what is kept of one user's messages, or of those to AllUsers,
+// for sessions that resume. The outbox is not read from it: it may grow to eight
+// times its bound while the history evicts, and without history it must stand
+// alone; what both hold is a pointer and a number per message.
+type history struct {
+	g *Gateway // immutable
+
+	mu    sync.Mutex
+	lanes [NumPriorities]historyLane // guarded by mu
+}
+
+// A historyLane is a ring that grows up to HistoryMessages.
+type historyLane struct {
+	ring     []numbered
+	first, n int
+	// gone holds, by channel, the highest number that is no longer there, so
+	// that what a filter would not have passed is not missed.
+	gone [numChannels]uint64
+}
+
+type numbered struct {
+	number uint64
+	m      *Message
+}
+
+// newHistory returns one that begins now: all that was numbered before is gone.
+func newHistory(g *Gateway) *history {
+	h := &history{g: g}
+	h.clear()
+	return h
+}
+
+// push reports whether the history has grown, rather than lost its oldest.
+// h.mu is held.
+func (h *history) push(number uint64, m *Message) (grown bool) {
+	l := &h.lanes[m.priority]
+	grown = true
+	if l.n == h.g.cfg.HistoryMessages {
+		h.evict(m.priority)
+		grown = false
+	}
+	if l.n == len(l.ring) {
+		ring := make([]numbered, min(max(4, 2*len(l.ring)), h.g.cfg.HistoryMessages))
+		for i := range l.n {
+			ring[i] = *l.at(i)
+		}
+		l.ring, l.first = ring, 0
+	}
+	l.n++
+	*l.at(l.n - 1) = numbered{number, m}
+	return grown
+}
+
+// at returns the i-th oldest.
+func (l *historyLane) at(i int) *numbered { return &l.ring[(l.first+i)%len(l.ring)] }
+
+// after returns the index of the oldest with a number over n.
+func (l *historyLane) after(n uint64) int {
+	return sort.Search(l.n, func(i int) bool { return l.at(i).number > n })
+}
+
+// evict drops the oldest of a lane that has one. h.mu is held.
+func (h *history) evict(p Priority) {
+	l := &h.lanes[p]
+	e := l.at(0)
+	l.gone[e.m.typ.Channel()] = e.number
+	*e = numbered{}
+	l.first = (l.first + 1) % len(l.ring)
+	l.n--
+}
+
+// clear drops everything.
+func (h *history) clear() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for p := range h.lanes {
+		l := &h.lanes[p]
+		if h != h.g.everyone {
+			h.g.kept.Add(-int64(l.n))
+		}
+		*l = historyLane{}
+		for c := range l.gone {
+			l.gone[c] = h.g.numbers[p].Load()
+		}
+	}
+}
+
+// lost reports whether something over number n that filter admits is gone. h.mu
+// is held.
+func (h *history) lost(lane int, filter uint32, n uint64) bool {
+	for c, gone := range h.lanes[lane].gone {
+		if gone > n && admits(filter, Channel(c)) {
+			return true
+		}
+	}
+	return false
+}
+
+// missed yields, in order, what two lanes hold over number n.
+func missed(a, b *historyLane, n uint64) iter.Seq[numbered] {
+	return func(yield func(numbered) bool) {
+		i, j := a.after(n), b.after(n)
+		for i < a.n || j < b.n {
+			var e numbered
+			if j == b.n || i < a.n && a.at(i).number < b.at(j).number {
+				e = *a.at(i)
+				i++
+			} else {
+				e = *b.at(j)
+				j++
+			}
+			if !yield(e) {
+				return
+			}
+		}
+	}
+}
+
+// A userList is a list of users through their links.
+type userList struct{ first, last *user }
+
+func (l *userList) pushBack(u *user) {
+	u.prev, u.next = l.last, nil
+	if l.last != nil {
+		l.last.next = u
+	} else {
+		l.first = u
+	}
+	l.last = u
+}
+
+func (l *userList) remove(u *user) {
+	if u.prev != nil {
+		u.prev.next = u.next
+	} else {
+		l.first = u.next
+	}
+	if u.next != nil {
+		u.next.prev = u.prev
+	} else {
+		l.last = u.prev
+	}
+	u.next, u.prev, u.awaySince = nil, nil, 0
 }

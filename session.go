@@ -2,6 +2,8 @@ package notification
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -23,6 +25,9 @@ type SessionConfig struct {
 	// Channels is the filter to begin with: nil admits every channel, an empty
 	// slice none.
 	Channels []Channel
+	// After makes the session go on right behind a Cursor of an earlier session
+	// of this user; zero: from now on. It needs GatewayConfig.HistoryMessages.
+	After Cursor
 	// Timeout is how long the session may stay silent; 0: the Gateway's
 	// SessionTimeout; negative: for ever.
 	Timeout time.Duration
@@ -110,6 +115,7 @@ type Session struct {
 	slot     uint8 // of the batches, modulo 10, for the shares of the lanes
 	err      error
 	dropped  uint64
+	resume   *resume // what is written here is guarded by mu; nil without HistoryMessages
 
 	// owned by the Gateway's reader: its places among the sessions that wait
 	// for MaxDelay
@@ -243,6 +249,8 @@ func (s *Session) Err() error {
 // isDue reports whether what waits should be pushed now. s.mu is held.
 func (s *Session) isDue(clock int64) bool {
 	switch {
+	case s.resume != nil && s.resume.replaying:
+		return true
 	case s.out.total == 0:
 		return false
 	case s.out.lanes[P0].n > 0, s.out.total >= s.g.cfg.BatchSize, s.g.life.closing():
@@ -257,37 +265,199 @@ func (s *Session) isDue(clock int64) bool {
 }
 
 // begin fills buf with the next batch and marks the session running. It
-// returns none if the session has ended, or if nothing waits after all.
-func (s *Session) begin(buf []*Message) (batch []*Message, counts [NumPriorities]int) {
+// returns none if the session has ended, or if nothing waits after all, or, with
+// ErrSlowConsumer, if what should be replayed next is no longer there.
+func (s *Session) begin(buf []*Message) (batch []*Message, counts [NumPriorities]int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.queued = false
 	s.g.caughtUp(s.behind)
 	s.behind = 0
-	if s.err != nil || s.out.total == 0 {
-		return nil, counts
+	if s.err != nil {
+		return nil, counts, nil
 	}
 	s.running, s.patient, s.arrived = true, false, 0
-	counts = s.shares(len(buf))
+	if s.resume != nil {
+		s.resume.before = s.position()
+		if s.resume.replaying {
+			return s.replay(buf)
+		}
+	}
+	var waiting [NumPriorities]int
+	for p := range waiting {
+		waiting[p] = s.out.lanes[p].n
+	}
+	counts = s.shares(waiting, len(buf))
 	batch = buf[:0]
 	for p, n := range counts {
 		for range n {
 			batch = append(batch, s.out.pop(Priority(p)))
 		}
 	}
-	return batch, counts
+	return batch, counts, nil
+}
+
+// A resume is what a session of a Gateway with history has beside the others.
+// It is guarded by Session.mu.
+type resume struct {
+	run       uint64                // of the Gateway, for the cursor
+	at        [NumPriorities]uint64 // up to which number messages were replayed, offered or filtered away; at the end: the cursor
+	before    [NumPriorities]uint64 // the cursor before the running Push
+	failed    bool                  // that Push failed
+	replaying bool                  // the next batch comes from the history
+}
+
+// position returns the numbers of the cursor behind the running Push, or else
+// behind the last. s.mu is held.
+func (s *Session) position() (numbers [NumPriorities]uint64) {
+	r := s.resume
+	if r.failed {
+		return r.before
+	}
+	numbers = r.at
+	for p := range s.out.lanes {
+		if l := &s.out.lanes[p]; l.n > 0 { // the number before the first that waits
+			numbers[p] = l.first.entries[l.read].number - 1
+		}
+	}
+	return numbers
+}
+
+// replay is begin for a session that has not caught up with the history. The
+// reader puts a message into the history first and offers it then, and we hold
+// the locks of both histories: what it adds later, it offers to a session that
+// takes it; what it added before and has yet to offer is not new then. s.mu is
+// held.
+func (s *Session) replay(buf []*Message) (batch []*Message, counts [NumPriorities]int, err error) {
+	own, all, r := s.user.history, s.g.everyone, s.resume
+	own.mu.Lock()
+	defer own.mu.Unlock()
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	filter := s.filter.Load()
+	var waiting [NumPriorities]int // up to a batch, and one to know that there is more
+	for p := range waiting {
+		if own.lost(p, filter, r.at[p]) || all.lost(p, filter, r.at[p]) {
+			return nil, counts, ErrSlowConsumer
+		}
+		for e := range missed(&own.lanes[p], &all.lanes[p], r.at[p]) {
+			if admits(filter, e.m.typ.Channel()) {
+				if waiting[p]++; waiting[p] > len(buf) {
+					break
+				}
+			}
+		}
+	}
+	counts = s.shares(waiting, len(buf))
+	batch = buf[:0]
+	r.replaying = false
+	for p := range counts {
+		left := counts[p]
+		for e := range missed(&own.lanes[p], &all.lanes[p], r.at[p]) {
+			if admits(filter, e.m.typ.Channel()) {
+				if left == 0 {
+					r.replaying = true
+					break
+				}
+				left--
+				batch = append(batch, e.m)
+			}
+			r.at[p] = e.number
+		}
+		s.g.replayed[p].Add(uint64(counts[p]))
+	}
+	return batch, counts, nil
+}
+
+// Cursor returns where the session has got to: behind the last batch that was
+// taken, and while a Push runs, inside it above all, behind its batch. It is the
+// zero Cursor if the Gateway keeps no history.
+func (s *Session) Cursor() Cursor {
+	if s.resume == nil {
+		return Cursor{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Cursor{run: s.resume.run, user: s.g.userHash(s.user.id), numbers: s.position()}
+}
+
+// A Cursor is a place in what a user gets from a Gateway: for each lane a
+// number up to which everything was taken, or filtered away. It is bound to the
+// Gateway, to the time since its start or last Gap, and to the user. Cursors
+// compare with ==; the zero Cursor is no place.
+type Cursor struct {
+	run     uint64
+	user    uint64
+	numbers [NumPriorities]uint64
+}
+
+// cursorVersion is the first byte of a Cursor's text form.
+const cursorVersion = 1
+
+// String returns the text form: opaque, safe in URLs, at most 80 bytes, empty
+// for the zero Cursor.
+func (c Cursor) String() string {
+	if c == (Cursor{}) {
+		return ""
+	}
+	b := []byte{cursorVersion}
+	b = binary.LittleEndian.AppendUint64(b, c.run)
+	b = binary.LittleEndian.AppendUint64(b, c.user)
+	for _, n := range c.numbers {
+		b = binary.AppendUvarint(b, n)
+	}
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// ParseCursor reads what String wrote; anything else is ErrInvalid.
+func ParseCursor(s string) (Cursor, error) {
+	var c Cursor
+	if s == "" {
+		return c, nil
+	}
+	bad := func() (Cursor, error) {
+		return Cursor{}, fmt.Errorf("%w: cursor %q", ErrInvalid, clip(s))
+	}
+	if len(s) > 80 {
+		return bad()
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
+	if err != nil || len(b) < 17 || b[0] != cursorVersion {
+		return bad()
+	}
+	c.run, c.user = binary.LittleEndian.Uint64(b[1:]), binary.LittleEndian.Uint64(b[9:])
+	b = b[17:]
+	for p := range c.numbers {
+		v, n := binary.Uvarint(b)
+		if n <= 0 {
+			return bad()
+		}
+		c.numbers[p], b = v, b[n:]
+	}
+	if len(b) > 0 || c.String() != s { // one text for one cursor
+		return bad()
+	}
+	return c, nil
+}
+
+// MarshalText is String.
+func (c Cursor) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText is ParseCursor.
+func (c *Cursor) UnmarshalText(b []byte) error {
+	v, err := ParseCursor(string(b))
+	if err == nil {
+		*c = v
+	}
+	return err
 }
 
 // shares divides a batch of size slots among the lanes: to the highest lane
 // that has something, but of every ten slots one to P1, one to P2 and one to
 // P3, so that none of them waits for ever. The count of ten goes on from batch
 // to batch, because a batch may be smaller than that. s.mu is held.
-func (s *Session) shares(size int) (counts [NumPriorities]int) {
-	var waiting [NumPriorities]int
-	for p := range waiting {
-		waiting[p] = s.out.lanes[p].n
-	}
-	if s.out.total <= size {
+func (s *Session) shares(waiting [NumPriorities]int, size int) (counts [NumPriorities]int) {
+	if waiting[P0]+waiting[P1]+waiting[P2]+waiting[P3] <= size {
 		return waiting
 	}
 	for range size {
@@ -318,25 +488,26 @@ type outboxLane struct {
 	read, write int // the places in first and last
 }
 
-// A chunk fills the 256-byte size class.
+// A chunk fills the 256-byte size class. The numbers are those of the history,
+// zero without one.
 type chunk struct {
-	next     *chunk
-	messages [31]*Message
+	next    *chunk
+	entries [15]numbered
 }
 
 var chunks = sync.Pool{New: func() any { return new(chunk) }}
 
 // push appends m to its lane and reports whether that was empty.
-func (o *outbox) push(m *Message) (first bool) {
+func (o *outbox) push(m *Message, number uint64) (first bool) {
 	l := &o.lanes[m.priority]
 	if l.last == nil {
 		l.first = chunks.Get().(*chunk)
 		l.last, l.read, l.write = l.first, 0, 0
-	} else if l.write == len(l.last.messages) {
+	} else if l.write == len(l.last.entries) {
 		l.last.next = chunks.Get().(*chunk)
 		l.last, l.write = l.last.next, 0
 	}
-	l.last.messages[l.write] = m
+	l.last.entries[l.write] = numbered{number, m}
 	l.write++
 	l.n++
 	o.total++
@@ -347,12 +518,12 @@ func (o *outbox) push(m *Message) (first bool) {
 func (o *outbox) pop(p Priority) *Message {
 	l := &o.lanes[p]
 	c := l.first
-	m := c.messages[l.read]
-	c.messages[l.read] = nil // a pooled chunk keeps nothing alive
+	m := c.entries[l.read].m
+	c.entries[l.read] = numbered{} // a pooled chunk keeps nothing alive
 	l.read++
 	l.n--
 	o.total--
-	if l.n == 0 || l.read == len(c.messages) {
+	if l.n == 0 || l.read == len(c.entries) {
 		if l.first, l.read = c.next, 0; l.first == nil {
 			l.last = nil
 		}
@@ -404,8 +575,11 @@ func (p *pusher) run(served *Session) {
 
 // serve pushes a batch of s, or closes its sink.
 func (p *pusher) serve(s *Session) {
-	batch, counts := s.begin(p.buf)
+	batch, counts, err := s.begin(p.buf)
 	if len(batch) == 0 {
+		if err != nil {
+			p.g.end(s, err)
+		}
 		p.rest(s)
 		return
 	}
@@ -413,7 +587,7 @@ func (p *pusher) serve(s *Session) {
 	for _, m := range batch {
 		p.shard.latency[m.priority].record(time.Duration(at - m.entered))
 	}
-	err := p.push(s, batch, counts)
+	err = p.push(s, batch, counts)
 	p.pushed(s, counts, err)
 	clear(batch)
 	if p.turn += len(batch); p.turn >= yieldEvery {
@@ -458,6 +632,11 @@ func (p *pusher) wreck(call string, s *Session, what any) error {
 func (p *pusher) pushed(s *Session, counts [NumPriorities]int, err error) {
 	g := p.g
 	if err != nil {
+		if s.resume != nil {
+			s.mu.Lock()
+			s.resume.failed = true
+			s.mu.Unlock()
+		}
 		for lane, n := range counts {
 			g.lose(&g.droppedEnd[lane], n)
 		}
@@ -487,7 +666,7 @@ func (p *pusher) rest(s *Session) {
 		return
 	}
 	s.running = false
-	if s.out.total > 0 && s.isDue(now()) {
+	if (s.out.total > 0 || s.resume != nil && s.resume.replaying) && s.isDue(now()) {
 		p.g.enqueue(s)
 	}
 	s.mu.Unlock()
