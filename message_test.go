@@ -415,7 +415,7 @@ func TestCase30HostileStrings(t *testing.T) {
 			want, _ := json.Marshal(s)
 			n := specimen(TypeSystemNotice)
 			n.Payload = SystemNotice{Content: s}
-			require.Contains(t, string(n.AppendJSON(nil)), string(want))
+			require.True(t, bytes.Contains(n.AppendJSON(nil), want))
 			b, err := n.AppendBinary(nil)
 			require.NoError(t, err)
 			a, err := OpenArchive(b)
@@ -426,7 +426,8 @@ func TestCase30HostileStrings(t *testing.T) {
 		}
 	})
 	t.Run("in every field at once, a mebibyte each", func(t *testing.T) {
-		check(t, withValues(TypeTradeExecuted, false, values{strings: []string{strings.Repeat(`"\<保`+"\xff\x00", 1<<20/8)}, floats: []float64{1}}))
+		s := strings.Repeat(strings.Repeat("x", 504)+`"\<保`+"\xff\x00", 1<<11)
+		requireJSON(t, withValues(TypeTradeExecuted, true, values{strings: []string{s}, floats: []float64{1}}), false)
 	})
 }
 
@@ -473,7 +474,7 @@ func TestCase31Numbers(t *testing.T) {
 	}
 	t.Run("decimals of every length, and their neighbours", func(t *testing.T) {
 		r := rand.New(rand.NewPCG(1, 2))
-		for range 300_000 {
+		for range 100_000 {
 			m := float64(r.Uint64() >> r.IntN(64))
 			f := m / math.Pow10(r.IntN(13))
 			same(t, f)
@@ -786,13 +787,17 @@ func TestArchive(t *testing.T) {
 		t.Run("case 32: with huge numbers anywhere it is a value or ErrCorrupt", func(t *testing.T) {
 			for at := range b {
 				for _, huge := range []uint64{0x7fff, 0x8000, 0xffff, 1<<31 - 1, 1 << 31, 1<<32 - 1, 1 << 63, 1<<63 - 1, math.MaxUint64} {
+					width := 8 // or that of the length fields which it is huge for
+					if huge <= 1<<16-1 {
+						width = 2
+					} else if huge <= 1<<32-1 {
+						width = 4
+					}
 					var w [8]byte
 					binary.LittleEndian.PutUint64(w[:], huge)
-					for _, width := range []int{2, 4, 8} {
-						c := bytes.Clone(b)
-						copy(c[at:], w[:width])
-						requireArchive(t, c)
-					}
+					c := bytes.Clone(b)
+					copy(c[at:], w[:width])
+					requireArchive(t, c)
 				}
 			}
 		})
@@ -892,7 +897,7 @@ func TestArchive(t *testing.T) {
 		if strconv.IntSize == 32 {
 			t.Skip("needs address space")
 		}
-		zeroed := make([]byte, 400<<20) // never touched, so never backed by memory
+		zeroed := make([]byte, 300<<20) // never touched, so never backed by memory
 		s := unsafe.String(unsafe.SliceData(zeroed), len(zeroed))
 		n := withValues(TypeTradeExecuted, false, values{strings: []string{s}, floats: []float64{1}})
 		b, err := n.AppendBinary(nil)
