@@ -359,9 +359,8 @@ func (g *Gateway) register(cfg SessionConfig) (s, orphan *Session, err error) {
 	s = &Session{
 		g: g, id: cfg.ID, sink: cfg.Sink,
 		timeout:   cmp.Or(cfg.Timeout, g.cfg.SessionTimeout),
-		connected: time.Now(),
+		connected: time.Now().UnixNano(),
 		serial:    g.serial,
-		done:      make(chan struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.heard.Store(now())
@@ -657,7 +656,7 @@ func (g *Gateway) endLocked(s *Session, reason error) (orphan *Session) {
 	}
 	s.err = reason
 	for p := range s.out.lanes {
-		n := s.out.lanes[p].n
+		n := int(s.out.lanes[p].n)
 		for range n {
 			s.out.pop(Priority(p))
 		}
@@ -1198,7 +1197,7 @@ func (g *Gateway) yieldTo(s *Session) bool {
 func (g *Gateway) expire() {
 	for p := range g.delays {
 		l := &g.delays[p]
-		for s := l.first; s != nil && s.delays[p].at <= g.clock; s = l.first {
+		for s := l.first; s != nil && s.deadline[p] <= g.clock; s = l.first {
 			l.remove(s)
 			s.mu.Lock()
 			// A Push may have taken the message long since, and a later one may
@@ -1246,7 +1245,7 @@ func (g *Gateway) sleep(reading bool) {
 		next = min(next, g.sweepAt, g.awayUntil.Load())
 		for p := range g.delays {
 			if s := g.delays[p].first; s != nil {
-				next = min(next, s.delays[p].at)
+				next = min(next, s.deadline[p])
 			}
 		}
 	}
@@ -1375,16 +1374,15 @@ type delayList struct {
 
 type delayLink struct {
 	next, prev *Session
-	at         int64 // the deadline; 0 when not in the list
 }
 
 // moveBack puts s, whose deadline is new, at the end.
 func (l *delayList) moveBack(s *Session) {
 	d := &s.delays[l.lane]
-	if d.at != 0 { // a Push took the message that was waited for
+	if d.prev != nil || l.first == s { // a Push took the message that was waited for
 		l.remove(s)
 	}
-	d.at, d.prev = s.deadline[l.lane], l.last
+	d.prev = l.last
 	if l.last != nil {
 		l.last.delays[l.lane].next = s
 	} else {

@@ -87,11 +87,10 @@ type Session struct {
 	id        string
 	sink      Sink
 	timeout   time.Duration // not positive: never
-	connected time.Time
-	serial    uint64 // the order of registration, from 1
+	connected int64         // Unix nanoseconds
+	serial    uint64        // the order of registration, from 1
 	ctx       context.Context
 	cancel    context.CancelCauseFunc
-	done      chan struct{}
 
 	// guarded by Gateway.mu: its place among all sessions
 	next, prev *Session
@@ -106,7 +105,7 @@ type Session struct {
 	// the outbox stays empty and the next pusher to see it closes the sink.
 	mu       sync.Mutex
 	out      outbox
-	deadline [NumPriorities]int64 // when what came first into an empty lane has waited MaxDelay
+	deadline [NumPriorities]int64 // when what came first into an empty lane has waited MaxDelay; the reader writes it, and may read it without mu
 	queued   bool
 	running  bool
 	patient  bool  // the reader has given the running Push its chance to return
@@ -114,6 +113,8 @@ type Session struct {
 	arrived  int   // since the running Push began
 	slot     uint8 // of the batches, modulo 10, for the shares of the lanes
 	err      error
+	done     chan struct{} // made when somebody asks for it
+	finished bool          // Sink.Close has returned
 	dropped  uint64
 	resume   *resume // what is written here is guarded by mu; nil without HistoryMessages
 
@@ -149,7 +150,7 @@ func (s *Session) ID() string { return s.id }
 func (s *Session) UserID() string { return s.user.id }
 
 // ConnectedAt returns when it was registered.
-func (s *Session) ConnectedAt() time.Time { return s.connected }
+func (s *Session) ConnectedAt() time.Time { return time.Unix(0, s.connected) }
 
 // LastActive returns when it was last heard of, in terms of the present wall
 // clock: the last Touch, or for a session that was never touched, the last Push
@@ -237,7 +238,17 @@ func (s *Session) Close() error {
 }
 
 // Done is closed when the session has ended and Sink.Close has returned.
-func (s *Session) Done() <-chan struct{} { return s.done }
+func (s *Session) Done() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done == nil {
+		s.done = make(chan struct{})
+		if s.finished {
+			close(s.done)
+		}
+	}
+	return s.done
+}
 
 // Err returns why the session ended, nil while it lives.
 func (s *Session) Err() error {
@@ -285,7 +296,7 @@ func (s *Session) begin(buf []*Message) (batch []*Message, counts [NumPriorities
 	}
 	var waiting [NumPriorities]int
 	for p := range waiting {
-		waiting[p] = s.out.lanes[p].n
+		waiting[p] = int(s.out.lanes[p].n)
 	}
 	counts = s.shares(waiting, len(buf))
 	batch = buf[:0]
@@ -484,8 +495,8 @@ type outbox struct {
 
 type outboxLane struct {
 	first, last *chunk
-	n           int
-	read, write int // the places in first and last
+	n           int32
+	read, write uint8 // the places in first and last
 }
 
 // A chunk fills the 256-byte size class. The numbers are those of the history,
@@ -503,7 +514,7 @@ func (o *outbox) push(m *Message, number uint64) (first bool) {
 	if l.last == nil {
 		l.first = chunks.Get().(*chunk)
 		l.last, l.read, l.write = l.first, 0, 0
-	} else if l.write == len(l.last.entries) {
+	} else if int(l.write) == len(l.last.entries) {
 		l.last.next = chunks.Get().(*chunk)
 		l.last, l.write = l.last.next, 0
 	}
@@ -523,7 +534,7 @@ func (o *outbox) pop(p Priority) *Message {
 	l.read++
 	l.n--
 	o.total--
-	if l.n == 0 || l.read == len(c.entries) {
+	if l.n == 0 || int(l.read) == len(c.entries) {
 		if l.first, l.read = c.next, 0; l.first == nil {
 			l.last = nil
 		}
@@ -690,7 +701,12 @@ func (p *pusher) closeSink(s *Session) {
 				go p.run(s) // as startPusher's
 			}
 		}
-		close(s.done)
+		s.mu.Lock()
+		s.finished = true
+		if s.done != nil {
+			close(s.done)
+		}
+		s.mu.Unlock()
 	}()
 	s.sink.Close(s.Err())
 	returned = true
