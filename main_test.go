@@ -1,7 +1,6 @@
 package notification
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -105,6 +104,24 @@ func withProcs(t *testing.T, f func(t *testing.T)) {
 			f(t)
 		})
 	}
+}
+
+// sized is a number of repetitions: under the race detector, which makes
+// everything ten times slower, the second.
+func sized(all, race int) int {
+	if underRace {
+		return race
+	}
+	return all
+}
+
+// heap returns how many bytes are reachable.
+func heap() int64 {
+	runtime.GC()
+	runtime.GC() // what a sync.Pool held survives the first
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 // note returns a notification with just what the Broker looks at.
@@ -567,13 +584,4 @@ func TestLifecycle(t *testing.T) {
 		}
 		require.LessOrEqual(t, runtime.NumGoroutine(), before)
 	})
-}
-
-// sized is a number of repetitions: all of them, or as many as the race
-// detector, which makes everything ten times slower, leaves time for.
-func sized(all, race int) int {
-	if underRace || testing.Short() {
-		return cmp.Or(race, all)
-	}
-	return all
 }
