@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+
+	"github.com/qaexchange/notification"
+)
+
+// A client is a member's program: it takes the JSON of what arrives and checks
+// that each stream is whole and in order. It is the Sink of one session at a
+// time, and a session makes one call at a time, so it needs no lock; whoever
+// reads its counters waits for the session's end.
+type client struct {
+	user    string
+	session *notification.Session
+	first   chan struct{} // if not nil, closed by the first Push, which then is the first use of it
+
+	got   [notification.NumPriorities]uint64
+	bytes uint64
+	wrong uint64             // messages that were not the next of their stream
+	own   [maxStreams]uint64 // the number of the last one in each stream
+	all   [maxStreams]uint64 // the same for AllUsers
+}
+
+var _ notification.Sink = (*client)(nil)
+
+func (c *client) connect(g *notification.Gateway) (err error) {
+	c.session, err = g.RegisterSession(notification.SessionConfig{
+		ID:      "desk-" + c.user,
+		UserID:  c.user,
+		Sink:    c,
+		Timeout: -1, // it is in this process: silence is no sign of death
+	})
+	return err
+}
+
+// Push implements notification.Sink.
+func (c *client) Push(_ context.Context, batch []*notification.Message) error {
+	if c.first != nil {
+		close(c.first)
+		c.first = nil
+	}
+	for _, m := range batch {
+		n := m.Notification()
+		c.got[n.Priority]++
+		c.bytes += uint64(len(m.JSON()))
+		last := &c.own[streamOf[n.Type()]]
+		if n.UserID == notification.AllUsers {
+			last = &c.all[streamOf[n.Type()]]
+		}
+		number := numberOf(n.ID)
+		if number != *last+1 {
+			c.wrong++
+		}
+		*last = max(*last, number)
+	}
+	return nil
+}
+
+// Close implements notification.Sink.
+func (c *client) Close(error) {}
+
+// bytes is how much JSON the clients have taken, once their sessions have ended.
+func (x *exchange) bytes() (n uint64) {
+	for _, m := range x.members {
+		n += m.client.bytes
+	}
+	return n
+}

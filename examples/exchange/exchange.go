@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/qaexchange/notification"
+)
+
+// everybody as the user of a publish is notification.AllUsers.
+const everybody = -1
+
+// A stream is what somebody is told on one channel in one lane: within it the
+// library keeps the order, so that consecutive numbers are enough to prove that
+// nothing is missing and nothing came twice. Its number is the last part of a
+// notification's ID, which makes a retry idempotent as well.
+type stream struct {
+	// mu makes "take the next number" and "enter the lane" one step. It is per
+	// stream because a P1 that waits for room must not hold up a P0 of the user.
+	mu   sync.Mutex
+	last uint64 // guarded by mu: the number of the last one accepted
+}
+
+// The streams of a user, in the order of the types that bring them up first.
+const maxStreams = 8
+
+var (
+	streamNames []string                             // "trade-P1", …
+	streamOf    [notification.TypeMarketHalt + 1]int // by Type
+)
+
+func init() {
+	index := map[string]int{}
+	for t := notification.TypeOrderAccepted; t <= notification.TypeMarketHalt; t++ {
+		name := fmt.Sprintf("%s-%s", t.Channel(), t.DefaultPriority())
+		i, ok := index[name]
+		if !ok {
+			i = len(streamNames)
+			index[name] = i
+			streamNames = append(streamNames, name)
+		}
+		streamOf[t] = i
+	}
+	if len(streamNames) > maxStreams {
+		panic("maxStreams is too small")
+	}
+}
+
+// A member is somebody with an account.
+type member struct {
+	id      string
+	streams [maxStreams]stream
+	client  *client
+}
+
+// An exchange is the whole process but its driver: one Broker, one Gateway, and
+// for each member a session in this process.
+type exchange struct {
+	// immutable after newExchange
+	broker  *notification.Broker
+	gateway *notification.Gateway
+	members []*member
+	started time.Time
+
+	all  [maxStreams]stream                        // what AllUsers is told
+	stop func()                                    // ends the waiting of publish
+	ctx  context.Context                           // ended by stop
+	done [2]chan error                             // what the Runs of broker and gateway returned
+	one  [notification.NumPriorities]atomic.Uint64 // accepted for one member
+	many [notification.NumPriorities]atomic.Uint64 // accepted for AllUsers
+	full [notification.NumPriorities]atomic.Uint64 // Publish said ErrQueueFull, so PublishWait was called
+	cut  [notification.NumPriorities]atomic.Uint64 // not accepted: the end came first
+}
+
+// memberID returns the ID of the i-th member, from 0.
+func memberID(i int) string { return fmt.Sprintf("u%05d", i+1) }
+
+// newExchange starts a Broker and a Gateway and registers a session for each of
+// n members.
+func newExchange(n int, broker notification.BrokerConfig, gateway notification.GatewayConfig) (*exchange, error) {
+	x := &exchange{members: make([]*member, n), started: time.Now()}
+	x.ctx, x.stop = context.WithCancel(context.Background())
+	var err error
+	if x.broker, err = notification.NewBroker(broker); err != nil {
+		return nil, err
+	}
+	if x.gateway, err = notification.NewGateway("gateway-1", gateway); err != nil {
+		return nil, err
+	}
+	if err = x.broker.RegisterGateway(x.gateway); err != nil {
+		return nil, err
+	}
+	// The Runs end with Shutdown, in drain, which waits for them. They do not
+	// get the context of a signal: that would stop at once instead of draining.
+	for i, run := range []func(context.Context) error{x.broker.Run, x.gateway.Run} {
+		x.done[i] = make(chan error, 1)
+		go func() { x.done[i] <- run(context.Background()) }()
+	}
+	for i := range x.members {
+		m := &member{id: memberID(i)}
+		m.client = &client{user: m.id}
+		x.members[i] = m
+		if err := m.client.connect(x.gateway); err != nil {
+			return nil, err
+		}
+	}
+	// A Shutdown that comes before Run discards, and a goroutine's start cannot
+	// be seen from outside; a delivery can.
+	first := make(chan struct{})
+	x.members[0].client.first = first // before its first Push: nothing was published yet
+	x.publish(everybody, notification.SystemNotice{
+		Title: "Welcome", Content: "The exchange is running.", Level: "info", Timestamp: now(),
+	})
+	<-first
+	return x, nil
+}
+
+// publish tells a member, or everybody. A full lane makes it wait for room:
+// whoever drives the exchange then falls behind its schedule, which the report
+// shows, and nothing is lost. It gives up only when the exchange ends.
+func (x *exchange) publish(user int, payload notification.Payload) {
+	t := payload.Type()
+	p, k := t.DefaultPriority(), streamOf[t]
+	id, prefix, s, accepted := notification.AllUsers, "all", &x.all[k], &x.many[p]
+	if user != everybody {
+		m := x.members[user]
+		id, prefix, s, accepted = m.id, m.id, &m.streams[k], &x.one[p]
+	}
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := &notification.Notification{
+		ID:        messageID(prefix, k, s.last+1),
+		UserID:    id,
+		Priority:  p,
+		Payload:   payload,
+		Timestamp: time.Now().UnixNano(),
+		Source:    source(t.Channel()),
+	}
+	err := x.broker.Publish(n)
+	if errors.Is(err, notification.ErrQueueFull) {
+		x.full[p].Add(1)
+		err = x.broker.PublishWait(x.ctx, n)
+	}
+	if err != nil { // the exchange ends; anything else would be a mistake here, and is counted too
+		x.cut[p].Add(1)
+		return
+	}
+	s.last++
+	accepted.Add(1)
+}
+
+// messageID returns "u00042-trade-P1-17".
+func messageID(prefix string, k int, number uint64) string {
+	b := make([]byte, 0, 48)
+	b = append(b, prefix...)
+	b = append(b, '-')
+	b = append(b, streamNames[k]...)
+	b = append(b, '-')
+	return string(strconv.AppendUint(b, number, 10))
+}
+
+// numberOf returns the last part of a message's ID, 0 if it is none.
+func numberOf(id string) uint64 {
+	n, err := strconv.ParseUint(id[strings.LastIndexByte(id, '-')+1:], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// source names the service that tells about a channel.
+func source(c notification.Channel) string {
+	switch c {
+	case notification.ChannelTrade:
+		return "MatchingEngine"
+	case notification.ChannelRisk:
+		return "RiskControl"
+	case notification.ChannelSystem:
+		return "Exchange"
+	}
+	return "AccountSystem"
+}
+
+// drain delivers what was accepted and stops: the Broker first, because it
+// feeds the Gateway. Nothing may be published any more.
+func (x *exchange) drain(ctx context.Context) error {
+	x.stop()
+	err := x.broker.Shutdown(ctx)
+	err = errors.Join(err, x.gateway.Shutdown(ctx))
+	for _, done := range x.done {
+		err = errors.Join(err, <-done)
+	}
+	return err
+}

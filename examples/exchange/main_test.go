@@ -1,0 +1,150 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/qaexchange/notification"
+)
+
+// start runs an exchange of n members for a test that drives it by hand.
+func start(t *testing.T, n int, broker notification.BrokerConfig) *exchange {
+	t.Helper()
+	x, err := newExchange(n, broker, notification.GatewayConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+func TestExchange(t *testing.T) {
+	t.Run("what the engine publishes reaches the clients, whole and in order", func(t *testing.T) {
+		x := start(t, 200, notification.BrokerConfig{})
+		e := newEngine(200, 1, x.publish)
+		for e.total < 30_000 {
+			e.step()
+		}
+		e.closeSession()
+		if err := x.drain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		rows, mismatches := x.final(x.snapshot(), false)
+		if len(mismatches) > 0 {
+			t.Error(mismatches)
+		}
+		var published uint64
+		for _, r := range rows {
+			published += r.Published
+			if r.Lost != 0 || r.Delivered != r.Due {
+				t.Errorf("%+v", r)
+			}
+		}
+		if published != 1+e.total { // and the welcome
+			t.Errorf("published %d of %d", published, e.total)
+		}
+	})
+	t.Run("a full lane is waited for, and nothing is lost", func(t *testing.T) {
+		x := start(t, 10, notification.BrokerConfig{QueueCapacity: [4]int{1, 1, 1, 1}})
+		e := newEngine(10, 1, x.publish)
+		for e.total < 5_000 {
+			e.step()
+		}
+		if err := x.drain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, mismatches := x.final(x.snapshot(), false); len(mismatches) > 0 {
+			t.Error(mismatches)
+		}
+		if x.full[notification.P1].Load() == 0 {
+			t.Error("it never was full")
+		}
+	})
+	t.Run("a loss and a mismatch are found", func(t *testing.T) {
+		x := start(t, 2, notification.BrokerConfig{})
+		x.publish(0, notification.SystemNotice{})
+		x.publish(everybody, notification.SystemNotice{})
+		if err := x.drain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s := x.snapshot()
+		x.members[1].client.got[notification.P3]--
+		if rows, mismatches := x.final(s, false); len(mismatches) != 2 || rows[3].Lost != 1 {
+			t.Error(rows, mismatches)
+		}
+		x.members[1].client.got[notification.P3]++
+		x.members[0].client.own[streamOf[notification.TypeSystemNotice]]--
+		if _, mismatches := x.final(s, false); len(mismatches) != 1 {
+			t.Error(mismatches)
+		}
+	})
+	t.Run("a client notices what is missing or repeated", func(t *testing.T) {
+		c := &client{user: "u"}
+		for _, id := range []string{"u-risk-P0-1", "u-risk-P0-3", "u-risk-P0-3", "nonsense"} {
+			n := notification.New("u", notification.RiskAlert{}, "test")
+			n.ID = id
+			c.Push(t.Context(), []*notification.Message{notification.NewMessage(n)})
+		}
+		if c.wrong != 3 {
+			t.Errorf("noticed %d", c.wrong)
+		}
+	})
+}
+
+func TestRun(t *testing.T) {
+	recording := filepath.Join(t.TempDir(), "test-flow.csv")
+	if err := os.WriteFile(recording, []byte(flow), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, c := range []struct {
+		name   string
+		ctx    context.Context
+		args   string
+		status int
+		want   string // a regular expression
+	}{
+		{"the simulated market ends with -duration, and its table adds up", t.Context(),
+			"-users 300 -rate 2000 -duration 1200ms", 0, `(?s)1 s  published .*P0 .*every user saw every message once and in order`},
+		{"a signal ends it as well", ended, "-users 10", 0, "every counter agrees"},
+		{"a recording ends by itself", t.Context(), "-users 50 -speed 10 -replay " + recording, 0,
+			`(?s)14 events of TEST .*P1 +14 +14 +14 +0 .*P3 +7 +350 +350 +0 `},
+		{"a file that is not there is said", t.Context(), "-replay nowhere.csv", 1, "nowhere.csv: no such file"},
+		{"a bad flag is said", t.Context(), "-users 0", 1, "-users 0 is not within"},
+		{"so is a bad number", t.Context(), "-rate NaN", 1, "-rate NaN"},
+		{"and an argument", t.Context(), "now", 1, `unexpected argument "now"`},
+		{"help is no failure", t.Context(), "-h", 0, "-replay"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var out bytes.Buffer
+			status := run(c.ctx, strings.Fields(c.args), &out, &out)
+			if status != c.status || !regexp.MustCompile(c.want).Match(out.Bytes()) {
+				t.Errorf("status %d\n%s", status, out.String())
+			}
+		})
+	}
+}
+
+func TestScreen(t *testing.T) {
+	x := start(t, 1, notification.BrokerConfig{})
+	defer x.drain(t.Context())
+	var out bytes.Buffer
+	s := newScreen(&out)
+	s.terminal = true
+	now := x.snapshot()
+	s.show(x, now, now, "")
+	first := out.Len()
+	s.show(x, now, now, "")
+	if lines := strings.Count(out.String()[:first], "\n"); !strings.HasPrefix(out.String()[first:], "\x1b["+string(rune('0'+lines))+"A") {
+		t.Errorf("the block of %d lines was not drawn anew:\n%q", lines, out.String())
+	}
+	if runtime.GOOS == "linux" && !strings.Contains(out.String(), "P0") {
+		t.Error("no lanes")
+	}
+}
