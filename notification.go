@@ -25,8 +25,10 @@
 // when all of them are gone. Shutdown refuses new work, delivers what was
 // accepted and returns nil only if nothing was lost on the way. Ending Run's
 // context stops at once instead, and counts what was left; so Run should not
-// be given the context that a signal ends. All of them may be called at any
-// time, any number of times, from any goroutine.
+// be given the context that a signal ends. A Shutdown that comes before Run
+// discards what is queued: a program that may end right after its start waits
+// for the first delivery. All of them may be called at any time, any number of
+// times, from any goroutine.
 //
 // # Ordering and loss
 //
