@@ -1139,8 +1139,10 @@ func (m *Message) Notification() *Notification { return m.n }
 // however many ask and whoever asks first. The bytes are shared: read-only.
 func (m *Message) JSON() []byte {
 	m.once.Do(func() {
+		// A view of b, which is nobody else's and is not written to again.
 		b := marshalJSON(m.n)
 		m.json = unsafe.String(unsafe.SliceData(b), len(b))
 	})
+	// The same bytes as a slice of which append makes a copy: it has no room.
 	return unsafe.Slice(unsafe.StringData(m.json), len(m.json))
 }
