@@ -76,11 +76,11 @@ func TestPromtool(t *testing.T) {
 // A bridge is a receiver that can be made to hang.
 type bridge struct {
 	inbox [notification.NumPriorities]chan *notification.Message
-	hung  sync.Mutex // held while it hangs
+	hung  chan struct{} // cap 1: full while it hangs
 }
 
 func newBridge() *bridge {
-	b := new(bridge)
+	b := &bridge{hung: make(chan struct{}, 1)}
 	for p := range b.inbox {
 		b.inbox[p] = make(chan *notification.Message, 16)
 	}
@@ -107,8 +107,12 @@ func (b *bridge) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		b.hung.Lock()
-		b.hung.Unlock() //nolint:staticcheck // to hang here is all it is for
+		select {
+		case b.hung <- struct{}{}:
+			<-b.hung
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
@@ -156,7 +160,13 @@ func exchange(t *testing.T) (*bridge, *notification.Gateway, *httptest.Server) {
 			}
 		}
 	})
-	t.Cleanup(func() { cancel(); wg.Wait() })
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+		// Nobody reads any more: the Broker's Shutdown must not wait for them.
+		_ = b.Unregister(br.ID())
+		_ = b.UnsubscribeGlobal("audit")
+	})
 
 	r := prometheus.NewPedanticRegistry()
 	require.NoError(t, r.Register(NewCollector(b, g)))
@@ -346,7 +356,7 @@ func TestPrometheus(t *testing.T) {
 		require.Zero(t, prom.firing(t, `alertname=~"NotificationLost|NotificationReceiverStuck"`))
 	})
 
-	br.hung.Lock()
+	br.hung <- struct{}{}
 	t.Run("a receiver that hangs is named, and alerts fire", func(t *testing.T) {
 		eventually(t, "somebody is stuck", func() bool {
 			result := prom.query(t, `notification_receiver_stuck{job="classic"} == 1`)
@@ -362,7 +372,7 @@ func TestPrometheus(t *testing.T) {
 			return prom.firing(t, `alertname="NotificationLost",reason="receiver"`) > 0
 		})
 	})
-	br.hung.Unlock()
+	<-br.hung
 	t.Run("once it takes again, nobody is stuck and what was lost stays counted", func(t *testing.T) {
 		eventually(t, "nobody is stuck, and the alert is over", func() bool {
 			return len(prom.query(t, `notification_receiver_stuck == 1`)) == 0 &&
@@ -373,25 +383,76 @@ func TestPrometheus(t *testing.T) {
 	})
 }
 
-// dashboardExpressions returns what the panels ask.
+// A dashboard is what the tests look at of Grafana's JSON.
+type dashboard struct {
+	Panels []struct {
+		Title      string
+		Datasource struct{ UID string }
+		GridPos    struct{ H, W, X, Y int }
+		Targets    []struct{ Expr string }
+	}
+	Templating struct {
+		List []struct{ Name, Type string }
+	}
+}
+
+func readDashboard(t *testing.T) (d dashboard) {
+	t.Helper()
+	require.NoError(t, json.Unmarshal([]byte(file(t, "dashboard.json")), &d))
+	require.NotEmpty(t, d.Panels)
+	return d
+}
+
 func dashboardExpressions(t *testing.T) (all []string) {
 	t.Helper()
-	var dashboard struct {
-		Panels []struct {
-			Title   string
-			GridPos struct{ H, W, X, Y int }
-			Targets []struct{ Expr string }
-		}
-		Templating struct {
-			List []struct{ Name, Type string }
-		}
-	}
-	require.NoError(t, json.Unmarshal([]byte(file(t, "dashboard.json")), &dashboard))
-	for _, p := range dashboard.Panels {
+	for _, p := range readDashboard(t).Panels {
 		for _, target := range p.Targets {
 			all = append(all, target.Expr)
 		}
 	}
 	require.NotEmpty(t, all)
 	return all
+}
+
+func TestDashboard(t *testing.T) {
+	d := readDashboard(t)
+	t.Run("the data source is a variable, and every panel uses it", func(t *testing.T) {
+		require.Equal(t, "datasource", d.Templating.List[0].Name)
+		require.Equal(t, "datasource", d.Templating.List[0].Type)
+		for _, p := range d.Panels {
+			require.Equal(t, "${datasource}", p.Datasource.UID, p.Title)
+		}
+	})
+	t.Run("it is one screen, and no panel covers another", func(t *testing.T) {
+		const width, height = 24, 24 // Grafana's columns; rows that a 1080p screen shows
+		var covered [height][width]string
+		for _, p := range d.Panels {
+			for y := p.GridPos.Y; y < p.GridPos.Y+p.GridPos.H; y++ {
+				for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
+					require.Less(t, y, height, p.Title)
+					require.Less(t, x, width, p.Title)
+					require.Empty(t, covered[y][x], p.Title)
+					covered[y][x] = p.Title
+				}
+			}
+		}
+	})
+	t.Run("the lanes stand side by side", func(t *testing.T) {
+		rows := map[string][]int{} // what of the lanes: where their panels begin
+		for _, p := range d.Panels {
+			lane, what, _ := strings.Cut(p.Title, " ")
+			if !regexp.MustCompile(`^P[0-3]$`).MatchString(lane) {
+				continue
+			}
+			what, _, _ = strings.Cut(what, ",")
+			rows[what] = append(rows[what], p.GridPos.X)
+			for _, target := range p.Targets {
+				require.Contains(t, target.Expr, `lane="`+lane+`"`)
+			}
+		}
+		require.NotEmpty(t, rows)
+		for what, at := range rows {
+			require.Equal(t, []int{0, 6, 12, 18}, at, what)
+		}
+	})
 }

@@ -2,11 +2,14 @@ package promstats
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"math"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -24,6 +27,31 @@ import (
 
 	"github.com/qaexchange/notification"
 )
+
+func TestMain(m *testing.M) {
+	before := runtime.NumGoroutine()
+	code := m.Run()
+	http.DefaultClient.CloseIdleConnections()
+	if code == 0 && flag.Lookup("test.fuzz").Value.String() == "" && !settles(before) {
+		stacks := make([]byte, 1<<20)
+		fmt.Fprintf(os.Stderr, "%d goroutines before the tests, more after:\n%s\n", before, stacks[:runtime.Stack(stacks, true)])
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// settles reports whether there are at most so many goroutines, once they have
+// had a while to end.
+func settles(goroutines int) bool {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for give := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > goroutines; <-tick.C {
+		if time.Now().After(give) {
+			return false
+		}
+	}
+	return true
+}
 
 func newBroker(t testing.TB, cfg notification.BrokerConfig) *notification.Broker {
 	t.Helper()
