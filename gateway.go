@@ -43,6 +43,10 @@ const (
 	blockedAfter       = time.Millisecond
 	blockedAfterUrgent = 100 * time.Microsecond
 
+	// With MaxPushers all blocked for so long, waiting for them would hold up
+	// everybody: the reader goes on, and the sessions' bounds decide.
+	exhaustedAfter = 100 * time.Millisecond
+
 	// patience is how often, and for how long, the reader yields to a running
 	// Push before it calls its session slow. A quick sink whose goroutine waits
 	// for a CPU gets one meanwhile; a blocked one costs some microseconds, once.
@@ -368,6 +372,9 @@ func (g *Gateway) register(cfg SessionConfig) (s, orphan *Session, err error) {
 	if cfg.Channels != nil {
 		s.filter.Store(filterOf(cfg.Channels))
 	}
+	if g.everyone != nil {
+		s.resume = &resume{run: g.run}
+	}
 	if !known {
 		u = &user{id: cfg.UserID}
 		if g.cfg.HistoryMessages > 0 {
@@ -400,15 +407,12 @@ func (g *Gateway) register(cfg SessionConfig) (s, orphan *Session, err error) {
 	if !g.fresh.Load() {
 		g.fresh.Store(true)
 	}
-	if g.everyone != nil {
-		s.resume = &resume{run: g.run}
-		if after != nil {
-			s.resume.at, s.resume.replaying = *after, true
-			g.enqueue(s)
-		} else {
-			for p := range s.resume.at {
-				s.resume.at[p] = g.numbers[p].Load()
-			}
+	if after != nil {
+		s.resume.at, s.resume.replaying = *after, true
+		g.enqueue(s)
+	} else if s.resume != nil {
+		for p := range s.resume.at {
+			s.resume.at[p] = g.numbers[p].Load()
 		}
 	}
 	if full { // only now, so that the user is routed throughout
@@ -501,10 +505,24 @@ func (g *Gateway) detach(b *Broker, r *receiver) bool {
 func (g *Gateway) leave() {
 	g.mu.Lock()
 	g.closed = true
+	for g.away.first != nil { // nobody can resume any more
+		g.forget(g.away.first)
+	}
 	b, r := g.broker, g.link
 	g.mu.Unlock()
-	if r != nil && g.detach(b, r) {
+	if r == nil || !g.detach(b, r) {
+		return
+	}
+	left := make(chan struct{})
+	go func() { // ends when the dispatcher has let go of us
 		b.depart(r)
+		close(left)
+	}()
+	// The dispatcher lets go at once unless it is just serving a P0 to somebody
+	// who does not take it. What it still sends stays in the inbox.
+	select {
+	case <-left:
+	case <-g.life.stopping:
 	}
 }
 
@@ -566,9 +584,9 @@ func (g *Gateway) Gap() {
 	g.mu.Lock()
 	if g.everyone != nil {
 		g.run = rand.Uint64()
-		g.everyone.clear()
+		g.everyone.clear(false)
 		g.users.Range(func(_ string, u *user) bool {
-			u.history.clear()
+			u.history.clear(false)
 			return true
 		})
 		for g.away.first != nil {
@@ -582,9 +600,9 @@ func (g *Gateway) Gap() {
 // endAll ends the sessions that live at the time of the call, in slices, so
 // that the lock is free in between.
 func (g *Gateway) endAll(reason error) {
+	var orphans []*Session
 	limit := uint64(0)
 	for more := true; more; {
-		var orphans []*Session
 		g.mu.Lock()
 		if limit == 0 {
 			limit = g.serial
@@ -596,8 +614,8 @@ func (g *Gateway) endAll(reason error) {
 			orphans = append(orphans, g.endLocked(g.first, reason))
 		}
 		g.mu.Unlock()
-		g.closeOrphans(orphans...)
 	}
+	g.closeOrphans(orphans...)
 }
 
 // end ends a session and reports whether it still lived.
@@ -693,7 +711,7 @@ func (g *Gateway) watchAway() {
 // forget drops a user that is away, with history and route. g.mu is held.
 func (g *Gateway) forget(u *user) {
 	g.away.remove(u)
-	u.history.clear()
+	u.history.clear(true)
 	g.users.Delete(u.id)
 	g.reroute(u.id, 0, held)
 	g.watchAway()
@@ -718,7 +736,7 @@ func (g *Gateway) keep(h *history, u *user, m *Message) (number uint64) {
 	h.mu.Lock()
 	p := m.priority
 	number = g.numbers[p].Load() + 1
-	grown := h.push(number, m)
+	grown := !h.over && h.push(number, m)
 	g.numbers[p].Store(number)
 	h.mu.Unlock()
 	if u == nil || !grown || g.kept.Add(1) <= int64(g.cfg.HistoryTotal) {
@@ -770,17 +788,37 @@ func (e *SessionEnds) of(reason error) *uint64 {
 	return &e.Failed
 }
 
-// closeOrphans closes the sinks of sessions that ended while no pusher ran. No
-// lock is held.
+// closeOrphans closes the sinks of sessions that ended while no pusher ran, and
+// waits for that, though not for long. No lock is held.
 func (g *Gateway) closeOrphans(orphans ...*Session) {
+	done := make(chan struct{})
+	n := 0
 	for _, s := range orphans {
 		if s != nil {
-			done := make(chan struct{})
-			go func() { // ends when Close does; waited for, but a Goexit in Close must not end the caller
-				defer close(done)
+			n++
+			go func() { // ends when Close does; its own goroutine because Close may end it
+				defer func() { done <- struct{}{} }()
 				(&pusher{g: g}).closeSink(s)
 			}()
-			<-done
+		}
+	}
+	if n == 0 {
+		return
+	}
+	late := time.NewTimer(straggle)
+	defer late.Stop()
+	for ; n > 0; n-- {
+		select {
+		case <-done:
+		case <-late.C:
+			g.hung.Add(uint64(n))
+			g.log.Error("sinks left behind: Close does not return", "sessions", n, "waited", straggle)
+			go func() { // ends with the last of those Closes
+				for range n {
+					<-done
+				}
+			}()
+			return
 		}
 	}
 }
@@ -810,9 +848,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 	// The pushers close the sinks. Who has not returned after straggle is left
 	// behind, and the last one that comes back rouses us.
 	for g.due.close() {
+		g.sleep(false) // before watch: whom that leaves behind may have been the last
 		g.clock = now()
 		g.watch(math.MaxInt) // sinks are only closed now, and must be
-		g.sleep(false)
 	}
 	g.log.Info("gateway stopped", "lost", g.life.lost.Load(), "hung", g.hung.Load())
 	return g.life.finish()
@@ -958,14 +996,13 @@ func (g *Gateway) tick() {
 }
 
 // overloaded reports whether the pushers are so far behind that only P0 is
-// read. While they are as many as they may be and blocked, waiting for them
-// would only hold up everybody.
+// read.
 func (g *Gateway) overloaded() bool {
 	limit := int64(backlog * g.cfg.OutboxMessages)
 	if g.heldUp.Load() {
 		limit /= 2
 	}
-	over := g.behind.Load() > limit && !g.due.exhausted(g.cfg.MaxPushers)
+	over := g.behind.Load() > limit && !(g.clock-g.quietFrom > int64(exhaustedAfter) && g.due.exhausted(g.cfg.MaxPushers))
 	if over != g.heldUp.Load() {
 		g.heldUp.Store(over)
 		// caughtUp lowers behind before it looks at heldUp: either it sees that
@@ -1415,6 +1452,7 @@ type history struct {
 
 	mu    sync.Mutex
 	lanes [NumPriorities]historyLane // guarded by mu
+	over  bool                       // guarded by mu: the user was forgotten, while the reader was on its way here perhaps
 }
 
 // A historyLane is a ring that grows up to HistoryMessages.
@@ -1434,7 +1472,7 @@ type numbered struct {
 // newHistory returns one that begins now: all that was numbered before is gone.
 func newHistory(g *Gateway) *history {
 	h := &history{g: g}
-	h.clear()
+	h.clear(false)
 	return h
 }
 
@@ -1477,10 +1515,11 @@ func (h *history) evict(p Priority) {
 	l.n--
 }
 
-// clear drops everything.
-func (h *history) clear() {
+// clear drops everything, and over says that nothing is kept from now on.
+func (h *history) clear(over bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.over = over
 	for p := range h.lanes {
 		l := &h.lanes[p]
 		if h != h.g.everyone {
