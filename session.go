@@ -363,17 +363,20 @@ func (s *Session) replay(buf []*Message) (batch []*Message, counts [NumPrioritie
 	batch = buf[:0]
 	r.replaying = false
 	for p := range counts {
-		left := counts[p]
+		left, whole := counts[p], true
 		for e := range missed(&own.lanes[p], &all.lanes[p], r.at[p]) {
 			if admits(filter, e.m.typ.Channel()) {
 				if left == 0 {
-					r.replaying = true
+					r.replaying, whole = true, false
 					break
 				}
 				left--
 				batch = append(batch, e.m)
 			}
 			r.at[p] = e.number
+		}
+		if whole { // over what was evicted, too, that the filter does not admit
+			r.at[p] = s.g.numbers[p].Load()
 		}
 		s.g.replayed[p].Add(uint64(counts[p]))
 	}
@@ -673,6 +676,9 @@ func (p *pusher) rest(s *Session) {
 	s.mu.Lock()
 	if s.err != nil {
 		s.mu.Unlock()
+		if p.g.life.closing() {
+			p.g.rouse() // what was lost with it may have been the last it waits for
+		}
 		p.closeSink(s)
 		return
 	}
