@@ -68,6 +68,23 @@ func pass(d time.Duration) {
 	synctest.Wait()
 }
 
+// inBubble runs f as a subtest with virtual time.
+func inBubble(t *testing.T, name string, f func(t *testing.T)) {
+	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
+}
+
+// finished waits for the goroutines of wg, for so long that it means never.
+func finished(t testing.TB, what string, wg *sync.WaitGroup) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }() // ends with those of wg
+	select {
+	case <-done:
+	case <-time.After(2 * time.Minute):
+		t.Fatalf("waited in vain: %s\n%s", what, stacks())
+	}
+}
+
 // eventually waits for what has no channel to wait on, outside of bubbles. How
 // long that takes is not asserted: the bound is for what never comes.
 func eventually(t testing.TB, what string, holds func() bool) {
