@@ -685,7 +685,7 @@ func (g *Gateway) endLocked(s *Session, reason error) (orphan *Session) {
 	running, queued := s.running, s.queued
 	switch {
 	case running:
-		g.due.watch(s) // its pusher closes it, if Push returns
+		g.observe(s) // its pusher closes it, if Push returns
 	case !queued:
 		if s.queued = g.due.push(s, false); !s.queued {
 			orphan = s
@@ -756,6 +756,14 @@ func (g *Gateway) keep(h *history, u *user, m *Message) (number uint64) {
 		}
 	}
 	return number
+}
+
+// observe lets the reader look after a session that has ended while user code
+// runs. It may be asleep, with nothing else to wake it up.
+func (g *Gateway) observe(s *Session) {
+	if g.due.watch(s) {
+		g.rouse()
+	}
 }
 
 // lose counts messages × sessions that were enqueued in vain.

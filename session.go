@@ -695,7 +695,7 @@ func (p *pusher) rest(s *Session) {
 // closeSink closes the sink of an ended session, once, whatever it does.
 func (p *pusher) closeSink(s *Session) {
 	if p.shard != nil { // a pusher, not an orphan's goroutine
-		p.g.due.watch(s)
+		p.g.observe(s)
 	}
 	returned := false
 	defer func() {
@@ -849,14 +849,17 @@ func (q *dueQueue) next(served *Session, keep int) (s *Session, rouse bool) {
 	}
 }
 
-// watch puts a session that ended while user code runs under observation.
-func (q *dueQueue) watch(s *Session) {
+// watch puts a session that ended while user code runs under observation, and
+// reports whether it is the only one there.
+func (q *dueQueue) watch(s *Session) (only bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if s.due.in == nil && !s.due.hung {
 		s.due.at = now()
 		q.limbo.pushBack(s)
+		return q.limbo.n == 1
 	}
+	return false
 }
 
 // abandon gives up the pushers of sessions that ended at or before then and
