@@ -178,6 +178,7 @@ func TestResume(t *testing.T) {
 			require.NoError(t, s.Close())
 			send("missed")
 			d.connect(t)
+			pass(time.Second)
 			send("after")
 			for p := P0; p <= P3; p++ {
 				require.Equal(t, want[p], d.lane(p), "P%d", p)
@@ -686,5 +687,716 @@ func FuzzParseCursor(f *testing.F) {
 		_, err = g.RegisterSession(SessionConfig{ID: "t", UserID: "u", Sink: SinkFunc(nil), After: c})
 		require.ErrorIs(t, err, ErrCursorGone)
 		require.Equal(t, 1, g.Stats().Sessions)
+	})
+}
+
+func TestCursorGone(t *testing.T) {
+	// cursorOf returns where a new session of the user stands.
+	cursorOf := func(t *testing.T, g *Gateway, userID string) Cursor {
+		s, err := g.RegisterSession(SessionConfig{ID: "probe", UserID: userID, Sink: SinkFunc(nil), Channels: []Channel{}})
+		require.NoError(t, err)
+		defer s.Close()
+		return s.Cursor()
+	}
+	rows := []struct {
+		name   string
+		cursor func(t *testing.T, g *Gateway) Cursor
+	}{
+		{"of another Gateway", func(t *testing.T, _ *Gateway) Cursor {
+			return cursorOf(t, newGateway(t, "other", keeping(GatewayConfig{})), "u")
+		}},
+		{"of an earlier run of a Gateway with this ID", func(t *testing.T, _ *Gateway) Cursor {
+			return cursorOf(t, newGateway(t, "g", keeping(GatewayConfig{})), "u")
+		}},
+		{"of another user", func(t *testing.T, g *Gateway) Cursor {
+			(&device{g: g, userID: "v"}).connect(t)
+			return cursorOf(t, g, "v")
+		}},
+		{"from before a Gap", func(t *testing.T, g *Gateway) Cursor {
+			c := cursorOf(t, g, "u")
+			g.Gap()
+			(&device{g: g, userID: "u"}).connect(t)
+			return c
+		}},
+		{"with a number from the future", func(t *testing.T, g *Gateway) Cursor {
+			c := cursorOf(t, g, "u")
+			c.numbers[P2]++
+			return c
+		}},
+		{"with the greatest numbers", func(t *testing.T, g *Gateway) Cursor {
+			c := cursorOf(t, g, "u")
+			c.numbers = lanes[uint64](math.MaxUint64)
+			return c
+		}},
+		{"from before the user's first session", func(t *testing.T, g *Gateway) Cursor {
+			c := cursorOf(t, g, "u")
+			c.numbers = lanes[uint64](0)
+			return c
+		}},
+		{"of a user who is not known", func(t *testing.T, g *Gateway) Cursor {
+			c := cursorOf(t, g, "u")
+			c.user = g.userHash("nobody")
+			return c
+		}},
+	}
+	for _, row := range rows {
+		t.Run("a cursor "+row.name+" is refused and nothing has changed", func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBroker(t, BrokerConfig{})
+				g := newGateway(t, "g", keeping(GatewayConfig{MaxSessionsPerUser: 2}))
+				require.NoError(t, b.RegisterGateway(g))
+				runBroker(t, b)
+				runGateway(t, g)
+				w := &device{g: g, userID: "w"} // so that no number is zero
+				w.connect(t)
+				for p := P0; p <= P3; p++ {
+					require.NoError(t, b.Publish(note(fmt.Sprint("first", p), "w", p)))
+				}
+				pass(time.Second)
+				u := &device{g: g, userID: "u"}
+				s := u.connect(t)
+				cursor := row.cursor(t, g)
+				require.NoError(t, s.Close())
+				pass(time.Second)
+
+				snapshot := func() []any {
+					gs, bs := g.Stats(), b.Stats()
+					for p := range gs.Lanes {
+						gs.Lanes[p].Latency = Histogram{}
+						bs.Lanes[p] = counters(bs.Lanes[p])
+					}
+					bs.DedupSpan = 0
+					var away []string
+					for u := g.away.first; u != nil; u = u.next {
+						away = append(away, fmt.Sprint(u.id, u.awaySince))
+					}
+					return []any{gs, bs, away, g.awayUntil.Load(), g.kept.Load(), len(g.byID), g.serial, runtime.NumGoroutine()}
+				}
+				for _, user := range []string{"u", "nobody"} {
+					if user == "nobody" && row.name != "of a user who is not known" {
+						continue
+					}
+					time.Sleep(time.Second)
+					before := snapshot()
+					s, err := g.RegisterSession(SessionConfig{ID: "r", UserID: user, After: cursor, Sink: SinkFunc(func(context.Context, []*Message) error {
+						t.Error("pushed to")
+						return nil
+					})})
+					require.ErrorIs(t, err, ErrCursorGone)
+					require.Nil(t, s)
+					require.Equal(t, before, snapshot())
+				}
+			})
+		})
+	}
+	t.Run("a user who is forgotten was not kept waiting for by a refused cursor", func(t *testing.T) {
+		bubble(t, GatewayConfig{HistoryTTL: time.Minute}, func(t *testing.T, g *Gateway) {
+			d := &device{g: g, userID: "u"}
+			require.NoError(t, d.connect(t).Close())
+			bad := d.cursor
+			bad.run++
+			pass(time.Minute - time.Nanosecond)
+			_, err := d.dial(bad)
+			require.ErrorIs(t, err, ErrCursorGone)
+			pass(time.Nanosecond)
+			require.Zero(t, g.Stats().Users)
+		})
+	})
+	t.Run("a number that only the filter passes over is not missed", func(t *testing.T) {
+		bubble(t, GatewayConfig{BatchSize: 2, OutboxMessages: 4, HistoryMessages: 8}, func(t *testing.T, g *Gateway) {
+			d := &device{g: g, userID: "u", channels: []Channel{ChannelTrade}}
+			require.NoError(t, d.connect(t).Close())
+			for i := range 100 { // of another channel, and to all: evicted many times over
+				feed(g, on(ChannelAccount, fmt.Sprint("a", i), "u", P1), notice(fmt.Sprint("n", i), P1))
+			}
+			for _, id := range series("t", 3) {
+				feed(g, on(ChannelTrade, id, "u", P1))
+			}
+			pass(time.Second)
+			d.connect(t)
+			pass(time.Second)
+			require.Equal(t, series("t", 3), d.lane(P1))
+
+			start := Cursor{run: d.cursor.run, user: d.cursor.user}
+			for _, ch := range []Channel{ChannelAccount, ChannelSystem} {
+				other := &device{g: g, userID: "u", channels: []Channel{ch}}
+				_, err := other.dial(start)
+				require.ErrorIs(t, err, ErrCursorGone, "this one has missed something")
+			}
+		})
+	})
+	t.Run("what a replay filtered away is behind its cursor, evicted or not", func(t *testing.T) {
+		bubble(t, GatewayConfig{BatchSize: 2, OutboxMessages: 4, HistoryMessages: 4, HistoryTotal: 4}, func(t *testing.T, g *Gateway) {
+			hog := &device{g: g, userID: "hog"}
+			hog.connect(t)
+			d := &device{g: g, userID: "u"}
+			s := d.connect(t)
+			start := s.Cursor()
+			feedAll(g, "hog", P1, series("h", 4)) // from here on u's history keeps nothing
+			feedAll(g, "u", P1, series("m", 5))
+			pass(time.Second)
+			require.Equal(t, series("m", 5), d.lane(P1))
+			d.channels = []Channel{}
+			quiet, err := d.dial(start)
+			require.NoError(t, err)
+			pass(time.Second)
+			d.channels = nil
+			_, err = d.dial(quiet.Cursor())
+			require.NoError(t, err, "nothing was missed that was not filtered away")
+		})
+	})
+	t.Run("a filtered session that is quiet for long resumes behind its cursor", func(t *testing.T) {
+		bubble(t, GatewayConfig{BatchSize: 2, OutboxMessages: 4, HistoryMessages: 8}, func(t *testing.T, g *Gateway) {
+			d := &device{g: g, userID: "u", channels: []Channel{ChannelRisk}}
+			s := d.connect(t)
+			for i := range 100 {
+				for p := P0; p <= P3; p++ {
+					feed(g, note(fmt.Sprint("m", p, i), "u", p), notice(fmt.Sprint("n", p, i), p), note(fmt.Sprint("o", p, i), "other", p))
+				}
+				if i%8 == 0 {
+					pass(time.Second)
+				}
+			}
+			pass(time.Second)
+			require.NoError(t, s.Close())
+			require.Equal(t, lanes[uint64](200), s.Cursor().numbers, "over all that was filtered")
+			for p := P0; p <= P3; p++ {
+				require.Empty(t, d.lane(p))
+			}
+			d.cursor, d.channels = s.Cursor(), nil
+			d.connect(t)
+			pass(time.Second)
+			for p := P0; p <= P3; p++ {
+				require.Empty(t, d.lane(p), "there was nothing to miss")
+			}
+		})
+	})
+}
+
+func TestResumeOfTheSlow(t *testing.T) {
+	cfg := GatewayConfig{BatchSize: 10, OutboxMessages: 20, HistoryMessages: 64, Pushers: 2}
+	t.Run("a session that ended as slow gets what its outbox held", func(t *testing.T) {
+		for _, gaveUp := range []bool{false, true} {
+			bubble(t, cfg, func(t *testing.T, g *Gateway) {
+				d := &device{g: g, userID: "u"}
+				d.push = func(ctx context.Context, _ []*Message) error {
+					<-ctx.Done()
+					if gaveUp {
+						return ctx.Err()
+					}
+					return nil
+				}
+				s := d.connect(t)
+				n := 0
+				for s.Err() == nil {
+					n++
+					feed(g, note(fmt.Sprint("m", n), "u", P1))
+					if n%10 == 0 {
+						pass(time.Millisecond)
+					}
+				}
+				require.Equal(t, ErrSlowConsumer, s.Err())
+				require.Equal(t, context.Canceled, s.ctx.Err())
+				<-s.Done()
+				d.push, d.cursor = nil, s.Cursor()
+				d.connect(t)
+				feedAll(g, "u", P1, []string{"live"})
+				pass(time.Second)
+				require.Equal(t, append(series("m", n), "live"), d.lane(P1))
+				require.EqualValues(t, 1, g.Stats().Ended.Slow)
+			})
+		}
+	})
+	t.Run("a replay of many times the outbox is nobody's slowness", func(t *testing.T) {
+		cfg := cfg
+		cfg.HistoryMessages = 2000
+		bubble(t, cfg, func(t *testing.T, g *Gateway) {
+			d := &device{g: g, userID: "u"}
+			require.NoError(t, d.connect(t).Close())
+			feedAll(g, "u", P1, series("m", 1000))
+			pass(time.Second)
+			d.push = func(context.Context, []*Message) error { time.Sleep(time.Second); return nil }
+			s := d.connect(t)
+			for i := range 100 { // and what comes meanwhile is not either
+				feed(g, note(fmt.Sprint("m", 1001+i), "u", P1))
+				pass(time.Second / 2)
+			}
+			pass(time.Hour)
+			require.NoError(t, s.Err())
+			require.Equal(t, series("m", 1100), d.lane(P1))
+			require.GreaterOrEqual(t, g.Stats().Lanes[P1].Replayed, uint64(1000))
+		})
+	})
+	t.Run("a sink that is slow after the replay still ends as slow", func(t *testing.T) {
+		bubble(t, cfg, func(t *testing.T, g *Gateway) {
+			d := &device{g: g, userID: "u"}
+			require.NoError(t, d.connect(t).Close())
+			feedAll(g, "u", P1, series("m", 10))
+			pass(time.Second)
+			d.push = func(ctx context.Context, _ []*Message) error { <-ctx.Done(); return ctx.Err() }
+			s := d.connect(t)
+			pass(time.Second)
+			feedAll(g, "u", P1, series("n", 21))
+			pass(time.Second)
+			require.Equal(t, ErrSlowConsumer, s.Err())
+			require.Equal(t, d.cursor, s.Cursor())
+		})
+	})
+	for _, row := range []struct {
+		name string
+		make func(id string) *Notification
+	}{
+		{"the user's messages", func(id string) *Notification { return note(id, "u", P1) }},
+		{"messages to all", func(id string) *Notification { return notice(id, P1) }},
+	} {
+		t.Run("a replay that is overtaken by the eviction of "+row.name+" ends as slow, with no hole before it", func(t *testing.T) {
+			bubble(t, cfg, func(t *testing.T, g *Gateway) {
+				d := &device{g: g, userID: "u"}
+				require.NoError(t, d.connect(t).Close())
+				n := 0
+				send := func(count int) {
+					for range count {
+						n++
+						feed(g, row.make(fmt.Sprint("m", n)))
+					}
+				}
+				send(60)
+				pass(time.Second)
+				d.push = func(context.Context, []*Message) error { time.Sleep(time.Second); return nil }
+				s := d.connect(t)
+				pass(1500 * time.Millisecond) // in the second batch of ten
+				send(60)
+				pass(time.Second)
+				<-s.Done()
+				require.Equal(t, ErrSlowConsumer, s.Err())
+				require.Equal(t, series("m", 20), d.lane(P1))
+				require.Equal(t, uint64(20), s.Cursor().numbers[P1])
+				d.cursor = s.Cursor()
+				_, err := d.dial(d.cursor)
+				require.ErrorIs(t, err, ErrCursorGone)
+				require.EqualValues(t, 1, g.Stats().Ended.Slow)
+			})
+		})
+		t.Run("a replay that is not meant by the eviction of "+row.name+" goes on", func(t *testing.T) {
+			bubble(t, cfg, func(t *testing.T, g *Gateway) {
+				d := &device{g: g, userID: "u", channels: []Channel{ChannelRisk}}
+				require.NoError(t, d.connect(t).Close())
+				for _, id := range series("r", 60) {
+					feed(g, on(ChannelRisk, id, "u", P0))
+				}
+				pass(time.Second)
+				d.push = func(context.Context, []*Message) error { time.Sleep(time.Second); return nil }
+				d.connect(t)
+				for i := range 500 {
+					feed(g, row.make(fmt.Sprint("x", i)))
+				}
+				pass(time.Minute)
+				require.Equal(t, series("r", 60), d.lane(P0))
+				require.Empty(t, d.lane(P1))
+			})
+		})
+	}
+	t.Run("what SlowDropOldest dropped is behind the cursor, and counted", func(t *testing.T) {
+		cfg := cfg
+		cfg.SlowPolicy = SlowDropOldest
+		bubble(t, cfg, func(t *testing.T, g *Gateway) {
+			d := &device{g: g, userID: "u"}
+			stop := make(chan struct{})
+			d.push = func(context.Context, []*Message) error { <-stop; return nil }
+			s := d.connect(t)
+			feedAll(g, "u", P0, series("a", 1))
+			pass(time.Second)
+			feedAll(g, "u", P1, series("m", 30))
+			pass(time.Second)
+			require.Equal(t, uint64(10), s.Dropped())
+			require.Equal(t, uint64(10), s.Cursor().numbers[P1])
+			close(stop)
+			pass(time.Second)
+			require.Equal(t, series("m", 30)[10:], d.lane(P1))
+			d.connect(t)
+			pass(time.Second)
+			require.Empty(t, d.lane(P1))
+		})
+	})
+}
+
+func TestHistoryIsBounded(t *testing.T) {
+	small := GatewayConfig{BatchSize: 2, OutboxMessages: 4, HistoryMessages: 8}
+	t.Run("by HistoryMessages per user and lane", func(t *testing.T) {
+		bubble(t, small, func(t *testing.T, g *Gateway) {
+			d := &device{g: g, userID: "u"}
+			require.NoError(t, d.connect(t).Close())
+			from := d.cursor
+			for p := P0; p <= P3; p++ {
+				feedAll(g, "u", p, series("m", 8))
+			}
+			pass(time.Second)
+			require.EqualValues(t, 32, g.kept.Load())
+			require.NoError(t, closed(d.connect(t)))
+			for p := P0; p <= P3; p++ {
+				require.Equal(t, series("m", 8), d.lane(p))
+			}
+			for p := P0; p <= P3; p++ { // one more in any lane is one too many for the first cursor
+				feedAll(g, "u", p, []string{"m9"})
+				pass(time.Second)
+				require.EqualValues(t, 32, g.kept.Load())
+				_, err := d.dial(from)
+				require.ErrorIs(t, err, ErrCursorGone, "P%d", p)
+				from.numbers[p]++
+				require.NoError(t, closed(must(d.dial(from))))
+				for p := P0; p <= P3; p++ {
+					d.lane(p)
+				}
+			}
+		})
+	})
+	t.Run("by HistoryMessages per lane for what goes to all, which is kept once", func(t *testing.T) {
+		bubble(t, small, func(t *testing.T, g *Gateway) {
+			var all []*device
+			for i := range 50 {
+				d := &device{g: g, userID: fmt.Sprint("u", i)}
+				require.NoError(t, d.connect(t).Close())
+				all = append(all, d)
+			}
+			for i := range 8 {
+				feed(g, notice(fmt.Sprint("n", i), P3))
+			}
+			pass(time.Second)
+			require.Zero(t, g.kept.Load())
+			require.Equal(t, 8, g.everyone.lanes[P3].n)
+			require.Len(t, g.everyone.lanes[P3].ring, 8)
+			for _, d := range all[:25] {
+				d.connect(t)
+			}
+			pass(time.Second)
+			for _, d := range all[:25] {
+				require.Len(t, d.lane(P3), 8)
+			}
+			feed(g, notice("n9", P3))
+			pass(time.Second)
+			require.Equal(t, 8, g.everyone.lanes[P3].n)
+			for _, d := range all[25:] {
+				_, err := d.dial(d.cursor)
+				require.ErrorIs(t, err, ErrCursorGone)
+			}
+		})
+	})
+	t.Run("by HistoryTotal: who left first is forgotten first, those with a session last", func(t *testing.T) {
+		cfg := small
+		cfg.HistoryTotal = 24
+		bubble(t, cfg, func(t *testing.T, g *Gateway) {
+			stay := &device{g: g, userID: "stay"}
+			stay.connect(t)
+			feedAll(g, "stay", P1, series("m", 6))
+			pass(time.Second)
+			gone := make(map[string]*device)
+			for _, id := range []string{"c", "a", "b"} { // the order in which they leave
+				d := &device{g: g, userID: id}
+				require.NoError(t, d.connect(t).Close())
+				gone[id] = d
+				pass(time.Second)
+				feedAll(g, id, P1, series("m", 6))
+				pass(time.Second)
+			}
+			require.EqualValues(t, 24, g.kept.Load())
+			require.Equal(t, 4, g.Stats().Users)
+
+			feedAll(g, "a", P1, []string{"m7"})
+			pass(time.Second)
+			require.EqualValues(t, 19, g.kept.Load(), "c's are gone")
+			require.Equal(t, 3, g.Stats().Users)
+			_, err := gone["c"].dial(gone["c"].cursor)
+			require.ErrorIs(t, err, ErrCursorGone)
+			require.NoError(t, closed(gone["a"].connect(t)), "and leaves again, so that now b is the first")
+			require.Equal(t, series("m", 7), gone["a"].lane(P1))
+
+			feedAll(g, "stay", P2, series("m", 6))
+			pass(time.Second)
+			require.EqualValues(t, 19, g.kept.Load(), "b's are gone")
+			_, err = gone["b"].dial(gone["b"].cursor)
+			require.ErrorIs(t, err, ErrCursorGone)
+			gone["a"].connect(t)
+
+			feedAll(g, "stay", P3, series("m", 5))
+			pass(time.Second)
+			require.EqualValues(t, 24, g.kept.Load())
+			start := stay.cursor
+			feedAll(g, "stay", P3, series("n", 1))
+			pass(time.Second)
+			require.EqualValues(t, 24, g.kept.Load(), "nobody is away: it lost its own oldest")
+			require.Equal(t, 5, historyOf(g, "stay").lanes[P3].n)
+			require.Equal(t, 7, historyOf(g, "a").lanes[P1].n)
+			start.numbers[P3] = 0
+			_, err = stay.dial(start)
+			require.ErrorIs(t, err, ErrCursorGone)
+		})
+	})
+	t.Run("by HistoryTotal: the appending user is forgotten as well if it is its turn", func(t *testing.T) {
+		cfg := small
+		cfg.HistoryTotal = 4
+		bubble(t, cfg, func(t *testing.T, g *Gateway) {
+			d := &device{g: g, userID: "u"}
+			require.NoError(t, d.connect(t).Close())
+			feedAll(g, "u", P1, series("m", 5))
+			pass(time.Second)
+			require.Zero(t, g.kept.Load())
+			require.Zero(t, g.Stats().Users)
+			_, err := d.dial(d.cursor)
+			require.ErrorIs(t, err, ErrCursorGone)
+		})
+	})
+	t.Run("in time by HistoryTTL, exactly, and then nothing is left of it", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBroker(t, BrokerConfig{})
+			cfg := small
+			cfg.HistoryTTL = time.Minute
+			g := newGateway(t, "g", keeping(cfg))
+			require.NoError(t, b.RegisterGateway(g))
+			runBroker(t, b)
+			runGateway(t, g)
+			d := &device{g: g, userID: "u"}
+			s := d.connect(t)
+			other := d.connect(t)
+			pass(time.Hour)
+			require.NoError(t, s.Close())
+			pass(time.Hour)
+			require.Equal(t, 1, b.Stats().Users, "the last session counts")
+			require.NoError(t, other.Close())
+			pass(time.Minute - time.Nanosecond)
+			require.NoError(t, b.Publish(note("m1", "u", P0)))
+			synctest.Wait()
+			require.EqualValues(t, 1, b.Stats().Lanes[P0].Routed, "the route stays that long")
+			require.EqualValues(t, 1, g.kept.Load())
+			require.Equal(t, 1, g.Stats().Users)
+			require.Zero(t, g.Stats().Sessions)
+			require.Zero(t, g.Stats().Lanes[P0].NoSession)
+
+			s = d.connect(t)
+			pass(time.Hour)
+			require.Equal(t, []string{"m1"}, d.lane(P0), "it was in time")
+			require.NoError(t, s.Close())
+			pass(time.Minute - time.Nanosecond)
+			require.Equal(t, 1, b.Stats().Users, "the time begins again")
+			pass(time.Nanosecond)
+			require.NoError(t, b.Publish(note("m2", "u", P0)))
+			synctest.Wait()
+			require.EqualValues(t, 1, b.Stats().Lanes[P0].Unrouted)
+			forgotten(t, g)
+			require.Zero(t, b.Stats().Users)
+			_, err := d.dial(d.cursor)
+			require.ErrorIs(t, err, ErrCursorGone)
+			d.cursor = Cursor{}
+			d.connect(t)
+			conserved(t, b, g)
+		})
+	})
+	t.Run("in time for ten thousand users, each when its own time has come", func(t *testing.T) {
+		cfg := small
+		cfg.HistoryTTL = time.Minute
+		bubble(t, cfg, func(t *testing.T, g *Gateway) {
+			const users = 10_000
+			for i := range users {
+				s, err := g.RegisterSession(SessionConfig{ID: "s", UserID: fmt.Sprint("u", i), Sink: SinkFunc(nil)})
+				require.NoError(t, err)
+				require.NoError(t, s.Close())
+				feed(g, note(fmt.Sprint("m", i), fmt.Sprint("u", i), P1))
+				if i%100 == 99 {
+					time.Sleep(time.Millisecond)
+				}
+			}
+			synctest.Wait()
+			require.EqualValues(t, users, g.kept.Load())
+			pass(time.Minute - 101*time.Millisecond)
+			for i := range 100 {
+				pass(time.Millisecond)
+				require.Equal(t, users-100*(i+1), g.Stats().Users)
+				require.EqualValues(t, users-100*(i+1), g.kept.Load())
+			}
+			forgotten(t, g)
+		})
+	})
+	t.Run("a user who is back is not forgotten when those who left later are", func(t *testing.T) {
+		cfg := small
+		cfg.HistoryTTL = time.Minute
+		bubble(t, cfg, func(t *testing.T, g *Gateway) {
+			a, b := &device{g: g, userID: "a"}, &device{g: g, userID: "b"}
+			require.NoError(t, a.connect(t).Close())
+			require.NoError(t, b.connect(t).Close())
+			pass(time.Second)
+			a.connect(t)
+			pass(time.Minute - time.Second)
+			require.Equal(t, 1, g.Stats().Users)
+			feedAll(g, "a", P0, series("m", 2))
+			pass(time.Hour)
+			require.Equal(t, series("m", 2), a.lane(P0))
+		})
+	})
+	t.Run("a Gap lets it go at once", func(t *testing.T) {
+		bubble(t, small, func(t *testing.T, g *Gateway) {
+			d := &device{g: g, userID: "u"}
+			require.NoError(t, d.connect(t).Close())
+			(&device{g: g, userID: "v"}).connect(t)
+			feedAll(g, "u", P1, series("m", 3))
+			feedAll(g, "v", P1, series("m", 3))
+			feed(g, notice("n", P1))
+			pass(time.Second)
+			require.EqualValues(t, 6, g.kept.Load())
+			g.Gap()
+			pass(time.Second)
+			require.Zero(t, g.kept.Load())
+			require.Zero(t, g.everyone.lanes[P1].n)
+			pass(2 * time.Minute)
+			forgotten(t, g)
+		})
+	})
+	t.Run("a message that a Gap overtakes on its way into the history is not counted for ever", func(t *testing.T) {
+		g := newGateway(t, "g", keeping(small))
+		d := &device{g: g, userID: "u"}
+		require.NoError(t, d.connect(t).Close())
+		u, _ := g.users.Load("u") // as the reader does, just before
+		g.Gap()
+		g.keep(u.history, u, NewMessage(note("m", "u", P1)))
+		require.Zero(t, g.kept.Load())
+	})
+	t.Run("Shutdown leaves nobody in the indexes", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBroker(t, BrokerConfig{})
+			g := newGateway(t, "g", keeping(small))
+			require.NoError(t, b.RegisterGateway(g))
+			runBroker(t, b)
+			runGateway(t, g)
+			require.NoError(t, (&device{g: g, userID: "u"}).connect(t).Close())
+			(&device{g: g, userID: "v"}).connect(t)
+			require.NoError(t, b.Publish(note("m", "u", P1)))
+			synctest.Wait()
+			drain(t, b)
+			drain(t, g)
+			require.Zero(t, b.Stats().Users)
+			require.Zero(t, g.Stats().Users)
+			require.Nil(t, g.away.first)
+		})
+	})
+	t.Run("a million accounts that reconnect cannot pin more than HistoryTotal", func(t *testing.T) {
+		const total = 1000
+		cfg := small
+		cfg.HistoryTotal = total
+		bubble(t, cfg, func(t *testing.T, g *Gateway) {
+			for i := range sized(1_000_000, 50_000) {
+				user := fmt.Sprint("u", i)
+				s, err := g.RegisterSession(SessionConfig{ID: "s", UserID: user, Sink: SinkFunc(nil)})
+				require.NoError(t, err)
+				after := s.Cursor()
+				require.NoError(t, s.Close())
+				feed(g, note(fmt.Sprint("m", i), user, P1))
+				if i%97 == 0 {
+					synctest.Wait()
+					s, err := g.RegisterSession(SessionConfig{ID: "s", UserID: user, Channels: []Channel{}, Sink: SinkFunc(nil), After: after})
+					require.NoError(t, err)
+					require.NoError(t, s.Close())
+				}
+				if kept := g.kept.Load(); kept > total+1 {
+					t.Fatalf("%d messages are kept, over %d", kept, total)
+				}
+			}
+			synctest.Wait()
+			var sum, rings int
+			for _, u := range g.users.Range {
+				for _, l := range u.history.lanes {
+					sum += l.n
+					rings += len(l.ring)
+				}
+			}
+			require.EqualValues(t, sum, g.kept.Load(), "the count is right")
+			require.LessOrEqual(t, sum, total)
+			require.LessOrEqual(t, rings, 4*total, "four places for one message at worst")
+			require.LessOrEqual(t, g.Stats().Users, total+1)
+			pass(2 * time.Minute)
+			forgotten(t, g)
+		})
+	})
+}
+
+// must is s of a call that has to succeed.
+func must(s *Session, err error) *Session {
+	if err != nil {
+		panic(err)
+	}
+	return s
+}
+
+func historyOf(g *Gateway, userID string) *history {
+	u, _ := g.users.Load(userID)
+	return u.history
+}
+
+// forgotten requires that the indexes of g hold no user any more.
+func forgotten(t testing.TB, g *Gateway) {
+	t.Helper()
+	st := g.Stats()
+	require.Zero(t, st.Users)
+	require.Zero(t, st.Sessions)
+	require.Zero(t, g.kept.Load())
+	require.Nil(t, g.away.first)
+	require.Nil(t, g.away.last)
+	require.Nil(t, g.first)
+	require.Nil(t, g.last)
+	require.EqualValues(t, math.MaxInt64, g.awayUntil.Load(), "the reader waits for nobody")
+}
+
+func TestHistoryConfig(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		cfg  GatewayConfig
+		ok   bool
+	}{
+		{"none is the default", GatewayConfig{}, true},
+		{"as many as the outbox holds", GatewayConfig{OutboxMessages: 500, HistoryMessages: 500}, true},
+		{"one fewer than the outbox holds", GatewayConfig{OutboxMessages: 500, HistoryMessages: 499}, false},
+		{"one fewer than the outbox holds by default", GatewayConfig{HistoryMessages: 1023}, false},
+		{"a negative number", GatewayConfig{HistoryMessages: -1}, false},
+		{"more than a ring can have", GatewayConfig{HistoryMessages: math.MaxInt32 + 1}, false},
+		{"a negative total", GatewayConfig{HistoryTotal: -1}, false},
+		{"a total of one", GatewayConfig{HistoryTotal: 1}, true},
+		{"a negative TTL", GatewayConfig{HistoryTTL: -1}, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			_, err := NewGateway("g", row.cfg)
+			if row.ok {
+				require.NoError(t, err)
+			} else {
+				require.ErrorIs(t, err, ErrInvalid)
+			}
+		})
+	}
+	t.Run("without history there are no cursors, none is taken, and no user holds more than its sessions", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g, with := newGateway(t, "g", GatewayConfig{SessionTimeout: -1}), newGateway(t, "g", keeping(GatewayConfig{}))
+			runGateway(t, g)
+			d := &device{g: g, userID: "u"}
+			s := d.connect(t)
+			feedAll(g, "u", P0, series("m", 3))
+			feed(g, notice("n", P0))
+			pass(time.Second)
+			require.Equal(t, append(series("m", 3), "n"), d.lane(P0))
+			require.Zero(t, s.Cursor())
+			require.Nil(t, s.resume)
+			require.Nil(t, g.everyone)
+			require.Nil(t, historyOf(g, "u"))
+			other := (&device{g: with, userID: "u"}).connect(t)
+			for _, c := range []Cursor{{run: 1}, {user: g.userHash("u")}, other.Cursor()} {
+				_, err := d.dial(c)
+				require.ErrorIs(t, err, ErrCursorGone)
+			}
+			require.NoError(t, s.Close())
+			require.Zero(t, s.Cursor())
+			require.Zero(t, g.Stats().Users)
+			for p, l := range g.Stats().Lanes {
+				require.Zero(t, l.Replayed, "P%d", p)
+				require.Zero(t, g.numbers[p].Load(), "P%d", p)
+			}
+			feedAll(g, "u", P0, series("m", 3))
+			pass(time.Second)
+			require.EqualValues(t, 3, g.Stats().Lanes[P0].NoSession)
+		})
 	})
 }
