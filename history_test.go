@@ -113,14 +113,15 @@ func (d *device) dial(after Cursor) (*Session, error) {
 // connect goes on where the device has got to, the first time from now on.
 func (d *device) connect(t testing.TB) *Session {
 	t.Helper()
-	s, err := d.dial(d.cursor)
+	d.mu.Lock()
+	after := d.cursor
+	d.mu.Unlock()
+	s, err := d.dial(after)
 	require.NoError(t, err)
-	if d.cursor == (Cursor{}) {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if d.cursor == (Cursor{}) {
-			d.cursor = s.Cursor()
-		}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.cursor == (Cursor{}) { // not even a first batch yet
+		d.cursor = s.Cursor()
 	}
 	return s
 }
