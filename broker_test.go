@@ -3,10 +3,12 @@ package notification
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"runtime"
 	"runtime/metrics"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -1172,5 +1174,717 @@ func TestUnregisterDuringHandOver(t *testing.T) {
 			require.Equal(t, routed, st.Departed.Handed+st.Departed.Dropped, "nobody had two receivers")
 			conserved(t, b)
 		})
+	})
+}
+
+// A judgement is what became of a receiver.
+type judgement struct {
+	stuck           bool
+	gaps            int32
+	handed, dropped uint64
+}
+
+func judged(t testing.TB, b *Broker, s *station) judgement {
+	t.Helper()
+	r := receiverStats(t, b, s.id)
+	return judgement{r.Stuck, s.gaps.Load(), r.Handed, r.Dropped}
+}
+
+// The receivers' StallTimeout is a second, the default.
+func TestSlowReceiver(t *testing.T) {
+	const tick = 900 * time.Millisecond
+
+	inBubble(t, "one that takes a message per 0.9 s is stuck when that sums up to 1 s, and back when half empty", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		s := route(t, b, newStation("r", 4), "u")
+		runBroker(t, b)
+		publish(t, b, notes("u", P1, series("", 8)...)...)
+		pass(tick)
+		require.Equal(t, judgement{handed: 4}, judged(t, b, s), "the fifth has waited for 0.9 s")
+		require.Equal(t, "1", (<-s.in[P1]).n.ID)
+		pass(100*time.Millisecond - 1)
+		require.Equal(t, judgement{handed: 5}, judged(t, b, s), "the sixth for almost 0.1 s")
+		pass(1)
+		require.Equal(t, judgement{stuck: true, gaps: 1, handed: 5, dropped: 3}, judged(t, b, s), "6, and 7 and 8 without waiting")
+
+		require.Equal(t, "2", (<-s.in[P1]).n.ID)
+		publish(t, b, note("9", "u", P1))
+		synctest.Wait()
+		require.Equal(t, judgement{stuck: true, gaps: 1, handed: 5, dropped: 4}, judged(t, b, s), "three of four are more than half")
+		require.Equal(t, "3", (<-s.in[P1]).n.ID)
+		publish(t, b, note("10", "u", P1))
+		synctest.Wait()
+		require.Equal(t, judgement{gaps: 1, handed: 6, dropped: 4}, judged(t, b, s), "two of four are half")
+
+		publish(t, b, notes("u", P1, "11", "12")...) // 11 fits, 12 has the whole budget again
+		pass(time.Second - 1)
+		require.Equal(t, judgement{gaps: 1, handed: 7, dropped: 4}, judged(t, b, s))
+		pass(1)
+		require.Equal(t, judgement{stuck: true, gaps: 2, handed: 7, dropped: 5}, judged(t, b, s), "another episode, another Gap")
+		require.Equal(t, strings.Fields("4 5 10 11"), ids(s.poll()))
+		conserved(t, b)
+	})
+
+	inBubble(t, "one that takes nothing, then everything, loses what came in between and is told once", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		s := route(t, b, newStation("r", 2), "u")
+		runBroker(t, b)
+		for episode := range int32(5) {
+			for i := range 20 {
+				publish(t, b, note(fmt.Sprint(episode, "-", i), "u", P2))
+			}
+			pass(time.Minute)
+			require.Equal(t, episode+1, s.gaps.Load())
+			require.True(t, receiverStats(t, b, "r").Stuck)
+			require.Equal(t, []string{fmt.Sprint(episode, "-0"), fmt.Sprint(episode, "-1")}, ids(s.poll()))
+		}
+		publish(t, b, note("x", "u", P2))
+		synctest.Wait()
+		require.Equal(t, judgement{gaps: 5, handed: 11, dropped: 90}, judged(t, b, s))
+		conserved(t, b)
+	})
+
+	inBubble(t, "one that pauses for 0.9 s and then catches up is never stuck, however often", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		s := route(t, b, newStation("r", 4), "u")
+		runBroker(t, b)
+		for i := range 100 {
+			publish(t, b, notes("u", P1, series(fmt.Sprint(i, "-"), 5)...)...)
+			pass(tick)
+			n := len(s.poll())
+			synctest.Wait()
+			require.Equal(t, 5, n+len(s.poll()))
+		}
+		require.Equal(t, judgement{handed: 500}, judged(t, b, s))
+	})
+
+	inBubble(t, "pauses add up until it is half empty", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		s := route(t, b, newStation("r", 4), "u")
+		runBroker(t, b)
+		publish(t, b, notes("u", P1, series("", 20)...)...)
+		for range 9 {
+			pass(100 * time.Millisecond)
+			<-s.in[P1]
+		}
+		pass(100*time.Millisecond - 1)
+		require.Equal(t, judgement{handed: 13}, judged(t, b, s))
+		pass(1)
+		require.Equal(t, judgement{stuck: true, gaps: 1, handed: 13, dropped: 7}, judged(t, b, s))
+	})
+
+	inBubble(t, "one without buffers has the budget as well, and is back when somebody receives", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		s := route(t, b, newStation("r", 0), "u")
+		runBroker(t, b)
+		publish(t, b, notes("u", P1, "1", "2", "3")...)
+		pass(tick)
+		<-s.in[P1]
+		pass(100*time.Millisecond - 1)
+		require.Equal(t, judgement{handed: 1}, judged(t, b, s))
+		pass(1)
+		require.Equal(t, judgement{stuck: true, gaps: 1, handed: 1, dropped: 2}, judged(t, b, s))
+		stop := s.consume(func(*Message) {})
+		synctest.Wait()
+		publish(t, b, note("4", "u", P1))
+		synctest.Wait()
+		require.Equal(t, judgement{gaps: 1, handed: 2, dropped: 2}, judged(t, b, s))
+		stop()
+	})
+
+	inBubble(t, "the others wait for it once, and P0 not at all", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		bad := route(t, b, newStation("bad", 1), "u")
+		good := route(t, b, newStation("good", 99), "u", "v")
+		all := listen(t, b, "all", 99, Wait)
+		runBroker(t, b)
+		began := time.Now()
+		publish(t, b, notes("u", P1, "1", "2")...)
+		publish(t, b, notes("v", P1, "3", "4")...)
+		synctest.Wait()
+		require.Equal(t, []string{"1"}, ids(good.poll()), "2 waits for the other")
+		publish(t, b, notes("v", P0, "5", "6")...)
+		publish(t, b, note("7", "u", P0))
+		synctest.Wait()
+		require.Equal(t, []string{"7"}, ids(bad.pollLane(P0)), "its own P0 lane is another one")
+		publish(t, b, notice("8", P0))
+		synctest.Wait()
+		require.Equal(t, []string{"8"}, ids(bad.pollLane(P0)))
+		require.Equal(t, strings.Fields("5 6 7 8"), ids(good.poll()))
+		require.Zero(t, time.Since(began))
+		require.Equal(t, strings.Fields("1 5 6 7 8"), ids(poll(all)))
+		pass(time.Second)
+		publish(t, b, notes("u", P1, series("x", 50)...)...)
+		synctest.Wait()
+		require.Len(t, good.poll(), 53)
+		require.Equal(t, time.Second, time.Since(began), "and nothing is ever waited for again")
+		require.False(t, receiverStats(t, b, "good").Stuck)
+	})
+
+	inBubble(t, "while a P0 lane of one is full its other lanes and receivers wait for no more than the budget", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		bad := route(t, b, newStation("bad", 1), "u")
+		good := route(t, b, newStation("good", 99), "v")
+		runBroker(t, b)
+		publish(t, b, notes("u", P0, "1", "2", "3")...)
+		publish(t, b, note("4", "u", P1), note("5", "v", P0))
+		pass(time.Second - 1)
+		require.Empty(t, good.poll())
+		pass(1)
+		require.Equal(t, []string{"5"}, ids(good.poll()))
+		require.Equal(t, strings.Fields("1 4"), ids(bad.poll()), "the lanes have budgets of their own")
+		require.Equal(t, judgement{stuck: true, gaps: 1, handed: 2, dropped: 2}, judged(t, b, bad))
+	})
+
+	inBubble(t, "each lane has a budget, and each episode of each a Gap", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		s := route(t, b, newStation("r", 1), "u")
+		runBroker(t, b)
+		began := time.Now()
+		for p := P0; p <= P3; p++ {
+			publish(t, b, notes("u", p, series(p.String(), 3)...)...)
+		}
+		pass(4*time.Second - 1)
+		require.EqualValues(t, 3, s.gaps.Load())
+		pass(1)
+		require.Equal(t, judgement{stuck: true, gaps: 4, handed: 4, dropped: 8}, judged(t, b, s))
+		require.Len(t, s.pollLane(P2), 1)
+		publish(t, b, note("x", "u", P2))
+		synctest.Wait()
+		require.True(t, receiverStats(t, b, "r").Stuck, "in three lanes still")
+		require.Equal(t, []string{"x"}, ids(s.pollLane(P2)))
+		require.Equal(t, 4*time.Second, time.Since(began))
+	})
+
+	inBubble(t, "what a P0 waits for meanwhile is not charged to it", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		slow := route(t, b, newStation("slow", 0), "u")
+		stuck := route(t, b, newStation("stuck", 0), "v")
+		runBroker(t, b)
+		publish(t, b, note("1", "u", P1))
+		pass(500 * time.Millisecond)
+		publish(t, b, note("2", "v", P0))
+		pass(time.Second)
+		require.Equal(t, judgement{stuck: true, gaps: 1, dropped: 1}, judged(t, b, stuck))
+		require.Equal(t, judgement{}, judged(t, b, slow), "it has had half a second")
+		pass(500*time.Millisecond - 1)
+		require.Equal(t, judgement{}, judged(t, b, slow))
+		pass(1)
+		require.Equal(t, judgement{stuck: true, gaps: 1, dropped: 1}, judged(t, b, slow))
+	})
+
+	inBubble(t, "before it is judged there is one last try", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		s := route(t, b, newStation("r", 1), "u")
+		r, m := b.receivers["r"], NewMessage(note("1", "u", P1))
+		require.True(t, b.judge(r, m, s.in[P1], P1))
+		require.Equal(t, []string{"1"}, ids(s.poll()))
+		require.Equal(t, judgement{}, judged(t, b, s))
+	})
+
+	inBubble(t, "a log tells of each episode once, when it begins and when it ends", func(t *testing.T) {
+		var log strings.Builder
+		b := newBroker(t, BrokerConfig{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		s := route(t, b, newStation("r", 1), "u")
+		runBroker(t, b)
+		for range 3 {
+			publish(t, b, notes("u", P1, series(strconv.Itoa(log.Len())+"-", 9)...)...)
+			pass(time.Minute)
+			s.poll()
+		}
+		require.Equal(t, 3, strings.Count(log.String(), "receiver is stuck"))
+		require.Equal(t, 2, strings.Count(log.String(), "receiver recovered"))
+	})
+
+	inBubble(t, "a global subscriber that drops the newest never delays anybody", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		monitor, idle := listen(t, b, "monitor", 3, DropNewest), listen(t, b, "idle", 0, DropNewest)
+		all := listen(t, b, "storage", 99, Wait)
+		runBroker(t, b)
+		began := time.Now()
+		publish(t, b, notes("u", P1, series("", 50)...)...)
+		synctest.Wait()
+		require.Len(t, poll(all), 50)
+		require.Equal(t, []string{"1", "2", "3"}, ids(poll(monitor)))
+		require.Empty(t, idle)
+		require.Equal(t, ReceiverStats{ID: "monitor", Global: true, Handed: 3, Dropped: 47}, receiverStats(t, b, "monitor"))
+		require.Equal(t, ReceiverStats{ID: "idle", Global: true, Dropped: 50}, receiverStats(t, b, "idle"))
+		publish(t, b, note("x", "u", P1))
+		synctest.Wait()
+		require.Equal(t, []string{"x"}, ids(poll(monitor)))
+		require.Zero(t, time.Since(began))
+	})
+
+	inBubble(t, "a global subscriber that is waited for has one budget for all lanes", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		all := listen(t, b, "storage", 2, Wait)
+		runBroker(t, b)
+		publish(t, b, notes("u", P1, "1", "2", "3")...)
+		publish(t, b, notes("u", P2, "4", "5")...)
+		pass(tick)
+		require.Equal(t, "1", (<-all).n.ID)
+		pass(100 * time.Millisecond) // which 4 waited for
+		require.Equal(t, ReceiverStats{ID: "storage", Global: true, Stuck: true, Handed: 3, Dropped: 2}, receiverStats(t, b, "storage"))
+		require.Equal(t, []string{"2", "3"}, ids(poll(all)))
+		publish(t, b, note("6", "u", P3))
+		synctest.Wait()
+		require.Equal(t, ReceiverStats{ID: "storage", Global: true, Handed: 4, Dropped: 2}, receiverStats(t, b, "storage"))
+	})
+
+	inBubble(t, "a P0 does not overtake itself: it has its place at a full global subscriber", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		all := listen(t, b, "storage", 0, Wait)
+		s := route(t, b, newStation("r", 9), "u")
+		runBroker(t, b)
+		publish(t, b, notes("u", P0, series("A", 3)...)...)
+		for _, want := range series("A", 3) {
+			synctest.Wait()
+			require.Equal(t, []string{want}, ids(s.poll()), "each goes to everybody before the next does")
+			require.Equal(t, want, (<-all).n.ID)
+		}
+	})
+}
+
+func TestGap(t *testing.T) {
+	inBubble(t, "one that blocks holds up nobody, and is not called a second time meanwhile", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		s := newStation("r", 1)
+		release, running := make(chan struct{}), 0
+		s.onGap = func() {
+			running++
+			require.Equal(t, 1, running)
+			<-release
+			running--
+		}
+		route(t, b, s, "u")
+		all := listen(t, b, "all", 99, Wait)
+		runBroker(t, b)
+		publish(t, b, notes("u", P1, "1", "2", "3")...)
+		publish(t, b, notes("u", P2, "4", "5", "6")...)
+		pass(2 * time.Second)
+		require.Len(t, poll(all), 6)
+		require.EqualValues(t, 1, s.gaps.Load(), "P2's waits for P1's")
+		require.Equal(t, strings.Fields("1 4"), ids(s.poll()))
+		publish(t, b, note("7", "u", P1))
+		synctest.Wait()
+		require.Empty(t, s.poll(), "until everybody was told, what comes is part of the hole")
+		release <- struct{}{}
+		synctest.Wait()
+		require.EqualValues(t, 2, s.gaps.Load())
+		release <- struct{}{}
+		synctest.Wait()
+		publish(t, b, note("8", "u", P1))
+		synctest.Wait()
+		require.Equal(t, []string{"8"}, ids(s.poll()))
+	})
+
+	inBubble(t, "one that panics is logged, and the next is called all the same", func(t *testing.T) {
+		var log strings.Builder
+		b := newBroker(t, BrokerConfig{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		s := newStation("r", 1)
+		s.onGap = func() { panic("gap of sighs") }
+		route(t, b, s, "u")
+		runBroker(t, b)
+		for i := range int32(2) {
+			publish(t, b, notes("u", P1, fmt.Sprint(i, "a"), fmt.Sprint(i, "b"))...)
+			pass(time.Second)
+			require.Equal(t, i+1, s.gaps.Load())
+			s.poll()
+		}
+		require.Equal(t, 2, strings.Count(log.String(), "gap of sighs"))
+	})
+
+	inBubble(t, "one that does not return is left behind by Run after a second", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		s := newStation("r", 1)
+		release := make(chan struct{})
+		defer close(release)
+		s.onGap = func() { <-release }
+		route(t, b, s, "u")
+		done := start(t.Context(), b)
+		publish(t, b, notes("u", P1, "1", "2")...)
+		pass(time.Second)
+		require.EqualValues(t, 1, s.gaps.Load())
+		began := time.Now()
+		require.NoError(t, b.Shutdown(t.Context()), "what was dropped before it is not its loss")
+		require.NoError(t, <-done)
+		require.Equal(t, time.Second, time.Since(began))
+	})
+
+	inBubble(t, "it may unregister its own receiver", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		s := newStation("r", 1)
+		s.onGap = func() { require.NoError(t, b.Unregister("r")) }
+		route(t, b, s, "u")
+		runBroker(t, b)
+		publish(t, b, notes("u", P1, "1", "2", "3")...)
+		pass(time.Second)
+		st := b.Stats()
+		require.Empty(t, st.Receivers)
+		require.EqualValues(t, 1, st.Departed.Handed)
+		require.EqualValues(t, 2, st.Departed.Dropped+st.Lanes[P1].Unrouted, "3 was perhaps in time to be dropped too")
+		conserved(t, b)
+	})
+
+	inBubble(t, "a Gateway's ends its sessions with ErrGap, those that come during the episode too", func(t *testing.T) {
+		b, g := newBroker(t, BrokerConfig{}), newGateway(t, "g", GatewayConfig{InboxCapacity: 1}) // whose Run is never called
+		require.NoError(t, b.RegisterGateway(g))
+		runBroker(t, b)
+		register := func(id string) *Session {
+			s, err := g.RegisterSession(SessionConfig{ID: id, UserID: "u", Sink: SinkFunc(func(context.Context, []*Message) error { return nil })})
+			require.NoError(t, err)
+			return s
+		}
+		first := register("first")
+		publish(t, b, notes("u", P1, "1", "2")...)
+		pass(time.Second - 1)
+		require.NoError(t, first.Err())
+		pass(1)
+		require.Equal(t, ErrGap, first.Err())
+		second := register("second")
+		synctest.Wait()
+		require.NoError(t, second.Err(), "nothing that it should have had is missing yet")
+		publish(t, b, note("3", "u", P1))
+		synctest.Wait()
+		require.Equal(t, ErrGap, second.Err())
+		require.EqualValues(t, 2, g.Stats().Ended.Gap)
+		conserved(t, b, g)
+	})
+}
+
+func TestBrokerShutdown(t *testing.T) {
+	inBubble(t, "from its beginning on everything new is ErrClosed", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		s := route(t, b, newStation("r", 0), "u")
+		done := start(t.Context(), b)
+		publish(t, b, notes("u", P1, "1", "2")...)
+		synctest.Wait()
+		down := make(chan error, 1)
+		go func() { down <- b.Shutdown(context.Background()) }()
+		refuses := func() {
+			require.ErrorIs(t, b.Publish(note("x", "u", P1)), ErrClosed)
+			require.ErrorIs(t, b.PublishWait(t.Context(), note("x", "u", P1)), ErrClosed)
+			require.ErrorIs(t, b.RegisterReceiver(newStation("s", 1)), ErrClosed)
+			require.ErrorIs(t, b.RegisterGateway(newGateway(t, "g", GatewayConfig{})), ErrClosed)
+			require.ErrorIs(t, b.SubscribeGlobal("all", make(chan *Message), Wait), ErrClosed)
+		}
+		synctest.Wait()
+		refuses()
+		require.Equal(t, "1", (<-s.in[P1]).n.ID)
+		require.Equal(t, "2", (<-s.in[P1]).n.ID)
+		require.NoError(t, <-down)
+		require.NoError(t, <-done)
+		refuses()
+		require.NoError(t, b.Subscribe("v", "r"), "tables may change")
+		require.NoError(t, b.Unregister("r"))
+		accounted(t, b, 6)
+		conserved(t, b)
+	})
+
+	inBubble(t, "a receiver that pauses for longer than StallTimeout and goes on loses nothing", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		s := route(t, b, newStation("r", 1), "u")
+		runBroker(t, b)
+		publish(t, b, notes("u", P1, series("", 10)...)...)
+		synctest.Wait()
+		var got []string
+		time.AfterFunc(3*time.Second, func() {
+			for range 10 {
+				got = append(got, (<-s.in[P1]).n.ID)
+				pass(2 * time.Second)
+			}
+		})
+		began := time.Now()
+		require.NoError(t, b.Shutdown(t.Context()))
+		require.Equal(t, 19*time.Second, time.Since(began), "until the ninth was taken and the tenth had room")
+		pass(time.Minute)
+		require.Equal(t, series("", 10), got)
+		require.Equal(t, judgement{handed: 10}, judged(t, b, s))
+	})
+
+	inBubble(t, "one that was stuck when it began is waited for as well", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{QueueCapacity: lanes(5)})
+		s := route(t, b, newStation("r", 1), "u")
+		blocked := route(t, b, newStation("q", 0), "v") // keeps the dispatcher busy meanwhile
+		runBroker(t, b)
+		publish(t, b, notes("u", P1, "1", "2")...)
+		pass(time.Second)
+		publish(t, b, note("3", "v", P2))
+		synctest.Wait()
+		publish(t, b, notes("u", P1, "4", "5")...)
+		time.AfterFunc(100*time.Millisecond, func() { <-blocked.in[P2] })
+		time.AfterFunc(10*time.Second, func() { s.consumeFor(t, 3) })
+		began := time.Now()
+		require.NoError(t, b.Shutdown(t.Context()))
+		require.Equal(t, 10*time.Second, time.Since(began))
+		require.Equal(t, judgement{gaps: 1, handed: 3, dropped: 1}, judged(t, b, s))
+	})
+
+	inBubble(t, "with a receiver that takes nothing it is back at the deadline and Stats tells what was left", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		s := route(t, b, newStation("r", 2), "u")
+		done := start(t.Context(), b)
+		publish(t, b, notes("u", P1, series("", 10)...)...)
+		publish(t, b, notes("u", P3, series("x", 5)...)...)
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		began := time.Now()
+		require.Equal(t, context.DeadlineExceeded, b.Shutdown(ctx))
+		require.Equal(t, 5*time.Second, time.Since(began))
+		st := b.Stats()
+		require.EqualValues(t, 7, st.Lanes[P1].Discarded)
+		require.EqualValues(t, 5, st.Lanes[P3].Discarded)
+		require.Zero(t, st.Lanes[P1].Queued)
+		require.Equal(t, judgement{handed: 2, dropped: 1}, judged(t, b, s))
+		require.NoError(t, <-done)
+		conserved(t, b)
+	})
+
+	t.Run("during publishing, what was accepted is delivered or counted", func(t *testing.T) {
+		withProcs(t, func(t *testing.T) {
+			for name, stop := range map[string]func(b *Broker, cancel func()) error{
+				"a drain":            func(b *Broker, _ func()) error { return b.Shutdown(context.Background()) },
+				"an ended ctx":       func(b *Broker, _ func()) error { return b.Shutdown(canceled) },
+				"Run's ctx ends":     func(_ *Broker, cancel func()) error { cancel(); return nil },
+				"two at once":        func(b *Broker, _ func()) error { go b.Shutdown(canceled); return b.Shutdown(context.Background()) },
+				"a drain, then ends": func(b *Broker, cancel func()) error { go cancel(); return b.Shutdown(context.Background()) },
+			} {
+				for range sized(15, 5) {
+					b := newBroker(t, BrokerConfig{QueueCapacity: lanes(32), DedupSize: 100_000})
+					delivered := make(map[string]bool)
+					stopConsumer := route(t, b, newStation("r", 2), "u").consume(func(m *Message) {
+						if delivered[m.n.ID] {
+							t.Errorf("%s came twice", m.n.ID)
+						}
+						delivered[m.n.ID] = true
+					})
+					ctx, cancel := context.WithCancel(context.Background())
+					done := start(ctx, b)
+					var calls atomic.Uint64
+					accepted := make([][]string, 32)
+					var wg sync.WaitGroup
+					for k := range 32 {
+						wg.Go(func() {
+							for i := 0; ; i++ {
+								id := fmt.Sprint(k, "-", i)
+								var err error
+								if calls.Add(1); k%2 == 0 {
+									err = b.Publish(note(id, "u", Priority(i%NumPriorities)))
+								} else {
+									err = b.PublishWait(context.Background(), note(id, "u", Priority(i%NumPriorities)))
+								}
+								switch {
+								case err == nil:
+									accepted[k] = append(accepted[k], id)
+								case strings.Contains(err.Error(), ErrClosed.Error()):
+									return
+								case k%2 == 1:
+									t.Error(err)
+								default:
+									runtime.Gosched()
+								}
+							}
+						})
+					}
+					eventually(t, "some hundred are delivered", func() bool {
+						return b.Stats().Receivers[0].Handed > 300
+					})
+					err := stop(b, cancel)
+					finished(t, "publishers", &wg)
+					ran := <-done
+					cancel()
+					stopConsumer()
+					st := b.Stats()
+					lost := st.Receivers[0].Dropped
+					for _, l := range st.Lanes {
+						lost += l.Discarded
+						require.Zero(t, l.Queued)
+					}
+					all := slices.Concat(accepted...)
+					missing := 0
+					for _, id := range all {
+						if !delivered[id] {
+							missing++
+						}
+					}
+					require.Equal(t, len(all), len(delivered)+missing, "what came was accepted")
+					require.EqualValues(t, lost, missing, "accepted = delivered + counted, after %s", name)
+					if name == "a drain" {
+						require.NoError(t, err)
+						require.NoError(t, ran)
+						require.Zero(t, st.Receivers[0].Dropped)
+					}
+					accounted(t, b, calls.Load())
+					conserved(t, b)
+				}
+			}
+		})
+	})
+}
+
+// consumeFor takes n messages, waiting for each.
+func (s *station) consumeFor(t testing.TB, n int) {
+	for range n {
+		select {
+		case <-s.in[P0]:
+		case <-s.in[P1]:
+		case <-s.in[P2]:
+		case <-s.in[P3]:
+		case <-time.After(time.Hour):
+			t.Error("nothing came for an hour")
+		}
+	}
+}
+
+func TestGlobalSubscriberCallsBack(t *testing.T) {
+	inBubble(t, "its consumer may publish, register and unregister, itself at last", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		all := listen(t, b, "self", 0, Wait)
+		runBroker(t, b)
+		publish(t, b, notes("u", P1, series("", 100)...)...)
+		for i := range 50 {
+			m := <-all
+			id := fmt.Sprint("again-", i)
+			publish(t, b, note(id, m.n.UserID, Priority(i%NumPriorities)))
+			require.NoError(t, b.PublishWait(t.Context(), note(id, m.n.UserID, P1)))
+			route(t, b, newStation(id, 1), "u", "v")
+			require.NoError(t, b.Unsubscribe("v", id))
+			require.NoError(t, b.SubscribeGlobal(id, make(chan *Message, 1), DropNewest))
+			b.Stats()
+			require.NoError(t, b.UnsubscribeGlobal(id))
+			require.NoError(t, b.Unregister(id))
+		}
+		require.NoError(t, b.UnsubscribeGlobal("self"))
+		close(all)
+		synctest.Wait()
+		require.Zero(t, b.Stats().Users)
+		require.Zero(t, b.Stats().Lanes[P1].Queued)
+		conserved(t, b)
+	})
+}
+
+// What each goroutine does follows from the seed; when, from the scheduler, so
+// that a failure may take a few runs to come again.
+func TestChaos(t *testing.T) {
+	withProcs(t, func(t *testing.T) {
+		s := seed(t)
+		b := newBroker(t, BrokerConfig{
+			DedupSize: 500, QueueCapacity: [NumPriorities]int{8, 64, 32, 1},
+			RoundQuota: [NumPriorities]int{P0: 5, P1: 7, P2: 3, P3: -1}, StallTimeout: 2 * time.Millisecond,
+		})
+		g := newGateway(t, "gateway", GatewayConfig{Pushers: 2, InboxCapacity: 8, BatchSize: 5, OutboxMessages: 20})
+		require.NoError(t, b.RegisterGateway(g))
+		runBroker(t, b)
+		runGateway(t, g)
+
+		const workers, users = 8, 5
+		var calls, taken, pushed atomic.Uint64
+		steps := sized(4_000, 800)
+		var wg sync.WaitGroup
+		for k := range workers {
+			wg.Go(func() {
+				r := rand.New(rand.NewPCG(s, uint64(k)))
+				anyUser := func() string { return fmt.Sprint("user", r.IntN(users)) }
+				mine := fmt.Sprint("receiver", k)
+				var station *station
+				var stop func()
+				for i := range steps {
+					switch r.IntN(20) {
+					case 0: // a receiver of our own comes, or goes and closes its channels
+						if station == nil {
+							station = newStation(mine, r.IntN(4))
+							if err := b.RegisterReceiver(station); err != nil {
+								t.Error(err)
+							}
+							lazy := r.IntN(3) == 0
+							stop = station.consume(func(*Message) {
+								taken.Add(1)
+								if lazy {
+									<-time.After(time.Millisecond)
+								}
+							})
+						} else {
+							if err := b.Unregister(mine); err != nil {
+								t.Error(err)
+							}
+							stop()
+							for _, ch := range station.in {
+								close(ch)
+							}
+							station = nil
+						}
+					case 1:
+						_ = b.Subscribe(anyUser(), fmt.Sprint("receiver", r.IntN(workers)))
+					case 2:
+						_ = b.Unsubscribe(anyUser(), fmt.Sprint("receiver", r.IntN(workers)))
+					case 3:
+						id := fmt.Sprint("global", r.IntN(3))
+						ch := make(chan *Message, r.IntN(3))
+						if b.SubscribeGlobal(id, ch, Overflow(r.IntN(2))) == nil {
+							for range r.IntN(5) {
+								runtime.Gosched()
+							}
+							taken.Add(uint64(len(poll(ch))))
+							if err := b.UnsubscribeGlobal(id); err != nil {
+								t.Error(err)
+							}
+							close(ch)
+							for range ch {
+								taken.Add(1)
+							}
+						}
+					case 4:
+						session := fmt.Sprint("session", r.IntN(users))
+						_, err := g.RegisterSession(SessionConfig{ID: session, UserID: anyUser(), Sink: SinkFunc(func(_ context.Context, batch []*Message) error {
+							pushed.Add(uint64(len(batch)))
+							return nil
+						})})
+						if err != nil {
+							_ = g.UnregisterSession(session)
+						}
+					case 5:
+						b.Stats()
+						g.Stats()
+					case 6:
+						calls.Add(1)
+						_ = b.Publish(note("", anyUser(), P1))
+					case 7:
+						calls.Add(1)
+						ctx, cancel := context.WithTimeout(context.Background(), time.Duration(r.IntN(200))*time.Microsecond)
+						_ = b.PublishWait(ctx, note(fmt.Sprint(k, "-", i), anyUser(), Priority(r.IntN(NumPriorities))))
+						cancel()
+					case 8:
+						calls.Add(1)
+						_ = b.Publish(notice(fmt.Sprint("all", k, "-", i), Priority(r.IntN(NumPriorities))))
+					default: // now and then what somebody else has published
+						calls.Add(1)
+						_ = b.Publish(note(fmt.Sprint(r.IntN(workers), "-", max(0, i-r.IntN(10))), anyUser(), Priority(r.IntN(NumPriorities))))
+					}
+				}
+				if station != nil {
+					if err := b.Unregister(mine); err != nil {
+						t.Error(err)
+					}
+					stop()
+				}
+			})
+		}
+		finished(t, "chaos", &wg)
+		drain(t, b)
+		drain(t, g)
+
+		st, gs := b.Stats(), g.Stats()
+		accounted(t, b, calls.Load())
+		conserved(t, b, g)
+		var received, sunk uint64
+		for _, l := range gs.Lanes {
+			received += l.Received + l.Discarded
+			sunk += l.Taken
+		}
+		require.Empty(t, st.Receivers)
+		require.Equal(t, st.Departed.Handed, taken.Load()+received, "handed to those that left = what they took")
+		require.Equal(t, sunk, pushed.Load(), "taken = what the sinks saw")
+		require.Zero(t, b.users.Size())
 	})
 }

@@ -209,12 +209,17 @@ func runGateway(t testing.TB, g *Gateway) { run(t, g) }
 func run(t testing.TB, r runner) {
 	done := start(context.Background(), r)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithCancel(context.Background())
-		cancel()
-		_ = r.Shutdown(ctx) // of a test that has shut it down itself: nothing
+		_ = r.Shutdown(canceled) // of a test that has shut it down itself: nothing
 		require.NoError(t, <-done, "Run")
 	})
 }
+
+// canceled is a ctx that has ended.
+var canceled = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
 
 // drain shuts r down and requires that nothing was lost.
 func drain(t testing.TB, r runner) {
@@ -424,8 +429,6 @@ func machines() map[string]func(t *testing.T) machine {
 
 func TestLifecycle(t *testing.T) {
 	var errStop = errors.New("stop")
-	ended, end := context.WithCancel(context.Background())
-	end()
 
 	table := []struct {
 		name string
@@ -437,7 +440,7 @@ func TestLifecycle(t *testing.T) {
 			require.NoError(t, m.Shutdown(t.Context()))
 		}},
 		{"Shutdown before Run has nothing to wait for, so that an ended ctx is no error", func(t *testing.T, m machine) {
-			require.NoError(t, m.Shutdown(ended))
+			require.NoError(t, m.Shutdown(canceled))
 		}},
 		{"Shutdown before Run discards what waits and says so", func(t *testing.T, m machine) {
 			m.load(t)
@@ -480,7 +483,7 @@ func TestLifecycle(t *testing.T) {
 			require.NoError(t, m.Shutdown(t.Context()))
 			require.NoError(t, <-done)
 			require.NoError(t, m.Shutdown(t.Context()))
-			require.NoError(t, m.Shutdown(ended), "what is over needs no ctx")
+			require.NoError(t, m.Shutdown(canceled), "what is over needs no ctx")
 			require.Zero(t, time.Since(began))
 		}},
 		{"eight Shutdowns at once all return nil when the drain is over", func(t *testing.T, m machine) {
@@ -570,7 +573,7 @@ func TestLifecycle(t *testing.T) {
 			done := start(t.Context(), m)
 			synctest.Wait()
 			began := time.Now()
-			require.Equal(t, context.Canceled, m.Shutdown(ended))
+			require.Equal(t, context.Canceled, m.Shutdown(canceled))
 			require.NoError(t, <-done)
 			require.Zero(t, time.Since(began))
 		}},
