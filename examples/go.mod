@@ -2,11 +2,30 @@ module github.com/qaexchange/notification/examples
 
 go 1.25
 
-require github.com/qaexchange/notification v0.0.0
-
 require (
-	github.com/google/uuid v1.6.0 // indirect
-	github.com/puzpuzpuz/xsync/v3 v3.5.1 // indirect
+	github.com/prometheus/client_golang v1.23.2
+	github.com/qaexchange/notification v0.0.0
+	github.com/qaexchange/notification/promstats v0.0.0
+	github.com/qaexchange/notification/wsgateway v0.0.0
 )
 
-replace github.com/qaexchange/notification => ../
+require (
+	github.com/beorn7/perks v1.0.1 // indirect
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
+	github.com/coder/websocket v1.8.15 // indirect
+	github.com/google/uuid v1.6.0 // indirect
+	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
+	github.com/prometheus/client_model v0.6.2 // indirect
+	github.com/prometheus/common v0.66.1 // indirect
+	github.com/prometheus/procfs v0.16.1 // indirect
+	github.com/puzpuzpuz/xsync/v3 v3.5.1 // indirect
+	go.yaml.in/yaml/v2 v2.4.2 // indirect
+	golang.org/x/sys v0.35.0 // indirect
+	google.golang.org/protobuf v1.36.8 // indirect
+)
+
+replace (
+	github.com/qaexchange/notification => ../
+	github.com/qaexchange/notification/promstats => ../promstats
+	github.com/qaexchange/notification/wsgateway => ../wsgateway
+)

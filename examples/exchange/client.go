@@ -2,9 +2,14 @@ package main
 
 import (
 	"context"
+	"math"
 
 	"github.com/qaexchange/notification"
 )
+
+// anyNumber stands for the number of a message that nobody has seen: whatever
+// comes after it is right.
+const anyNumber = math.MaxUint64
 
 // A client is a member's program: it takes the JSON of what arrives and checks
 // that each stream is whole and in order. It is the Sink of one session at a
@@ -24,14 +29,27 @@ type client struct {
 
 var _ notification.Sink = (*client)(nil)
 
-func (c *client) connect(g *notification.Gateway) (err error) {
-	c.session, err = g.RegisterSession(notification.SessionConfig{
+// connect makes a session that goes on behind after, or begins now if that is
+// zero. A session before it has ended.
+func (c *client) connect(g *notification.Gateway, after notification.Cursor) error {
+	s, err := g.RegisterSession(notification.SessionConfig{
 		ID:      "desk-" + c.user,
 		UserID:  c.user,
 		Sink:    c,
+		After:   after,
 		Timeout: -1, // it is in this process: silence is no sign of death
 	})
+	if err == nil {
+		c.session = s
+	}
 	return err
+}
+
+// restart forgets where the streams were: any number may come next.
+func (c *client) restart() {
+	for k := range maxStreams {
+		c.own[k], c.all[k] = anyNumber, anyNumber
+	}
 }
 
 // Push implements notification.Sink.
@@ -49,10 +67,12 @@ func (c *client) Push(_ context.Context, batch []*notification.Message) error {
 			last = &c.all[streamOf[n.Type()]]
 		}
 		number := numberOf(n.ID)
-		if number != *last+1 {
+		if number != *last+1 && *last != anyNumber {
 			c.wrong++
 		}
-		*last = max(*last, number)
+		if number > *last || *last == anyNumber {
+			*last = number
+		}
 	}
 	return nil
 }

@@ -27,8 +27,9 @@ func (d *driver) note() string {
 	return fmt.Sprintf("  played %d %%", 100*int(d.played.Load())/d.events)
 }
 
-// watch shows the exchange's progress until its driver is done or ctx ends.
-func watch(ctx context.Context, x *exchange, d *driver, s *screen) {
+// watch shows the exchange's progress, on the page too if there is one, until
+// its driver is done or ctx ends.
+func watch(ctx context.Context, x *exchange, d *driver, web *server, s *screen) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	last := x.snapshot()
@@ -41,6 +42,9 @@ func watch(ctx context.Context, x *exchange, d *driver, s *screen) {
 		case <-tick.C:
 			next := x.snapshot()
 			s.show(x, last, next, d.note())
+			if web != nil {
+				web.sample(last, next)
+			}
 			last = next
 		}
 	}

@@ -14,7 +14,10 @@ import (
 )
 
 // everybody as the user of a publish is notification.AllUsers.
-const everybody = -1
+const (
+	everybody       = -1
+	everybodyPrefix = "all"
+)
 
 // A stream is what somebody is told on one channel in one lane: within it the
 // library keeps the order, so that consecutive numbers are enough to prove that
@@ -24,7 +27,7 @@ type stream struct {
 	// mu makes "take the next number" and "enter the lane" one step. It is per
 	// stream because a P1 that waits for room must not hold up a P0 of the user.
 	mu   sync.Mutex
-	last uint64 // guarded by mu: the number of the last one accepted
+	last atomic.Uint64 // written under mu: the number of the last one accepted
 }
 
 // The streams of a user, in the order of the types that bring them up first.
@@ -106,7 +109,7 @@ func newExchange(n int, broker notification.BrokerConfig, gateway notification.G
 		m := &member{id: memberID(i)}
 		m.client = &client{user: m.id}
 		x.members[i] = m
-		if err := m.client.connect(x.gateway); err != nil {
+		if err := m.client.connect(x.gateway, notification.Cursor{}); err != nil {
 			return nil, err
 		}
 	}
@@ -121,49 +124,54 @@ func newExchange(n int, broker notification.BrokerConfig, gateway notification.G
 	return x, nil
 }
 
-// publish tells a member, or everybody. A full lane makes it wait for room:
-// whoever drives the exchange then falls behind its schedule, which the report
-// shows, and nothing is lost. It gives up only when the exchange ends.
-func (x *exchange) publish(user int, payload notification.Payload) {
+// publish is send for a driver, which has no use for the ID. That something was
+// not accepted is counted, and happens only when the exchange ends.
+func (x *exchange) publish(user int, payload notification.Payload) { x.send(user, payload) }
+
+// send tells a member, or everybody, and returns the notification's ID. A full
+// lane makes it wait for room: whoever drives the exchange then falls behind
+// its schedule, which the report shows, and nothing is lost. It gives up when
+// the exchange ends.
+func (x *exchange) send(user int, payload notification.Payload) (id string, err error) {
 	t := payload.Type()
 	p, k := t.DefaultPriority(), streamOf[t]
-	id, prefix, s, accepted := notification.AllUsers, "all", &x.all[k], &x.many[p]
+	to, prefix, s, accepted := notification.AllUsers, everybodyPrefix, &x.all[k], &x.many[p]
 	if user != everybody {
 		m := x.members[user]
-		id, prefix, s, accepted = m.id, m.id, &m.streams[k], &x.one[p]
+		to, prefix, s, accepted = m.id, m.id, &m.streams[k], &x.one[p]
 	}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := &notification.Notification{
-		ID:        messageID(prefix, k, s.last+1),
-		UserID:    id,
+		ID:        string(strconv.AppendUint(append(streamID(prefix, k), '-'), s.last.Load()+1, 10)),
+		UserID:    to,
 		Priority:  p,
 		Payload:   payload,
 		Timestamp: time.Now().UnixNano(),
 		Source:    source(t.Channel()),
 	}
-	err := x.broker.Publish(n)
+	err = x.broker.Publish(n)
 	if errors.Is(err, notification.ErrQueueFull) {
 		x.full[p].Add(1)
 		err = x.broker.PublishWait(x.ctx, n)
 	}
-	if err != nil { // the exchange ends; anything else would be a mistake here, and is counted too
+	if err != nil {
 		x.cut[p].Add(1)
-		return
+		return "", err
 	}
-	s.last++
+	s.last.Add(1)
 	accepted.Add(1)
+	return n.ID, nil
 }
 
-// messageID returns "u00042-trade-P1-17".
-func messageID(prefix string, k int, number uint64) string {
+// streamID returns "u00042-trade-P1": what the IDs of a stream have before
+// their number.
+func streamID(prefix string, k int) []byte {
 	b := make([]byte, 0, 48)
 	b = append(b, prefix...)
 	b = append(b, '-')
-	b = append(b, streamNames[k]...)
-	b = append(b, '-')
-	return string(strconv.AppendUint(b, number, 10))
+	return append(b, streamNames[k]...)
 }
 
 // numberOf returns the last part of a message's ID, 0 if it is none.
@@ -188,14 +196,19 @@ func source(c notification.Channel) string {
 	return "AccountSystem"
 }
 
-// drain delivers what was accepted and stops: the Broker first, because it
-// feeds the Gateway. Nothing may be published any more.
-func (x *exchange) drain(ctx context.Context) error {
-	x.stop()
+// drain delivers what was accepted and stops, against the direction in which
+// messages go: nobody publishes any more, the Broker feeds the Gateway to the
+// end, browsers are told to go elsewhere while the Gateway still serves them,
+// and then the Gateway ends.
+func (x *exchange) drain(ctx context.Context, hangUp func(context.Context) error) error {
 	err := x.broker.Shutdown(ctx)
+	if hangUp != nil {
+		err = errors.Join(err, hangUp(ctx))
+	}
 	err = errors.Join(err, x.gateway.Shutdown(ctx))
 	for _, done := range x.done {
 		err = errors.Join(err, <-done)
 	}
+	x.stop()
 	return err
 }

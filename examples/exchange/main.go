@@ -38,7 +38,12 @@ type options struct {
 	speed    float64
 	duration time.Duration
 	seed     uint64
+	flaky    float64
+	addr     string
+	mustAddr bool // it was asked for, not the default
 }
+
+const defaultAddr = "127.0.0.1:8080"
 
 func parse(args []string, output io.Writer) (o options, err error) {
 	f := flag.NewFlagSet("exchange", flag.ContinueOnError)
@@ -49,9 +54,12 @@ func parse(args []string, output io.Writer) (o options, err error) {
 	f.Float64Var(&o.speed, "speed", 1, "with -replay, how many `times` faster than it was recorded; 0: as fast as it goes")
 	f.DurationVar(&o.duration, "duration", 0, "end by itself after this `time`; 0: on Ctrl-C, or with the recording")
 	f.Uint64Var(&o.seed, "seed", 1, "of the simulated market: the same seed, the same flow")
+	f.Float64Var(&o.flaky, "flaky", 0, "`share` of the users, 0 to 1, whose connections keep breaking, about every 10 s for up to 3 s, and resume")
+	f.StringVar(&o.addr, "addr", defaultAddr, "`address` of the page, /metrics and /debug/pprof; empty: none")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
+	f.Visit(func(f *flag.Flag) { o.mustAddr = o.mustAddr || f.Name == "addr" })
 	switch {
 	case f.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", f.Arg(0))
@@ -61,6 +69,8 @@ func parse(args []string, output io.Writer) (o options, err error) {
 		err = fmt.Errorf("-rate %v is not within 0 and 10,000,000", o.rate)
 	case !(o.speed >= 0) || math.IsInf(o.speed, 0):
 		err = fmt.Errorf("-speed %v is not a number from 0", o.speed)
+	case !(o.flaky >= 0 && o.flaky <= 1):
+		err = fmt.Errorf("-flaky %v is not within 0 and 1", o.flaky)
 	case o.duration < 0:
 		err = fmt.Errorf("-duration %s is negative", o.duration)
 	}
@@ -103,9 +113,21 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 		}
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	x, err := newExchange(o.users, notification.BrokerConfig{Logger: log}, notification.GatewayConfig{Logger: log})
+	x, err := newExchange(o.users, notification.BrokerConfig{Logger: log}, o.gatewayConfig(log))
 	if err != nil {
 		return err
+	}
+	var web *server
+	if o.addr != "" {
+		web, err = newServer(x, o.addr, log)
+		switch {
+		case err == nil:
+			fmt.Fprintf(stdout, "the page is at http://%s/\n", web.addr)
+		case o.mustAddr || !errors.Is(err, syscall.EADDRINUSE):
+			return err
+		default: // what nobody asked for must not keep the exchange from running
+			fmt.Fprintf(stdout, "%s is in use, so there is no page; -addr chooses another address\n", o.addr)
+		}
 	}
 	if o.duration > 0 {
 		var cancel context.CancelFunc
@@ -113,7 +135,8 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 		defer cancel()
 	}
 
-	// The driver ends with ctx, or with the recording; watch waits for it.
+	// The driver ends with ctx, or with the recording; watch waits for it, and
+	// then the flock is told to come home.
 	d := &driver{done: make(chan struct{})}
 	if recorded != nil {
 		r := newReplay(o.users, recorded, x.publish)
@@ -126,31 +149,72 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 		fmt.Fprintf(stdout, "a simulated market, %s messages a second for %s users; Ctrl-C ends it\n", count(o.rate), count(o.users))
 		go d.run(func() time.Duration { return e.run(ctx, o.rate) })
 	}
-	watch(ctx, x, d, newScreen(stdout))
+	f := newFlock(x, o.flaky, o.seed)
+	flocking, home := context.WithCancel(context.Background())
+	defer home()
+	go f.run(flocking) // waited for below
+	watch(ctx, x, d, web, newScreen(stdout))
 
 	// A driver that waits for room in a lane is let go after the time that the
 	// drain has, and what it could not publish is counted.
+	var hangUp func(context.Context) error
+	if web != nil {
+		web.drain()
+		hangUp = web.hangUp
+	}
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	defer context.AfterFunc(drain, x.stop)()
 	<-d.done
-	failed := x.drain(drain)
+	home()
+	<-f.done
+	failed := errors.Join(f.err, x.drain(drain, hangUp))
 
 	s := x.snapshot()
-	rows, mismatches := x.final(s, false)
+	rows, mismatches := x.final(s, web != nil && web.guests.Load())
 	fmt.Fprintln(stdout)
 	printTable(stdout, rows)
-	return o.conclude(stdout, x, d, s, rows, mismatches, failed)
+	fmt.Fprintln(stdout)
+	verdict, err := o.conclude(stdout, x, d, f, s, rows, mismatches)
+	fmt.Fprintln(stdout, verdict)
+	if web != nil {
+		failed = errors.Join(failed, web.close(drain, rows, verdict))
+	}
+	return errors.Join(err, failed)
 }
 
-// conclude prints what the table does not say, and returns what went wrong.
-func (o options) conclude(out io.Writer, x *exchange, d *driver, s snapshot, rows []laneReport, mismatches []string, failed error) error {
-	fmt.Fprintf(out, "\n%s messages in %s pushes; %s bytes of JSON taken; at worst %s behind schedule\n",
-		count(s.delivered()), count(s.gateway.Batches), count(x.bytes()), duration(d.behind))
-	var lost, cut uint64
+// gatewayConfig turns on the history for those who can come back: flaky users
+// of this process, and browsers. It is bounded by a total, some 900 bytes for
+// each message: without flaky users nobody is away without another session
+// here, so that 20 s of the default rate do.
+func (o options) gatewayConfig(log *slog.Logger) notification.GatewayConfig {
+	cfg := notification.GatewayConfig{Logger: log}
+	if o.addr != "" || o.flaky > 0 {
+		cfg.HistoryMessages = 1024
+		cfg.HistoryTotal = 200_000
+	}
+	if o.flaky > 0 {
+		cfg.HistoryTotal = 2_000_000
+	}
+	return cfg
+}
+
+// conclude prints what the table does not say. It returns its last line, and
+// what went wrong.
+func (o options) conclude(out io.Writer, x *exchange, d *driver, f *flock, s snapshot, rows []laneReport, mismatches []string) (verdict string, err error) {
+	var all, cut uint64
+	for p, r := range rows {
+		all += r.Delivered
+		cut += x.cut[p].Load()
+	}
+	fmt.Fprintf(out, "%s messages in %s pushes, %s MB of JSON; at worst %s behind schedule\n",
+		count(all), count(s.gateway.Batches), count(x.bytes()/1e6), duration(d.behind))
+	if others := s.delivered() - all; others > 0 {
+		fmt.Fprintf(out, "%s more to browsers\n", count(others))
+	}
+	var lost uint64
 	for p, r := range rows {
 		lost += r.Lost
-		cut += x.cut[p].Load()
 		if n := x.full[p].Load(); n > 0 {
 			fmt.Fprintf(out, "%s was full %s times, and PublishWait waited\n", r.Lane, count(n))
 		}
@@ -161,15 +225,18 @@ func (o options) conclude(out io.Writer, x *exchange, d *driver, s snapshot, row
 	if cut > 0 {
 		fmt.Fprintf(out, "%s were not accepted, because the exchange was closing\n", count(cut))
 	}
-	var err error
+	if o.flaky > 0 {
+		fmt.Fprintf(out, "%s flaky users came back %s times: %s whole, %s too late for the history, which told them so\n",
+			count(len(f.members)), count(f.whole+f.gone), count(f.whole), count(f.gone))
+	}
 	if lost > 0 {
 		err = fmt.Errorf("%s messages were lost", count(lost))
 	}
 	for _, m := range mismatches {
 		err = errors.Join(err, fmt.Errorf("does not add up: %s", m))
 	}
-	if err == nil && failed == nil {
-		fmt.Fprintln(out, "every user saw every message once and in order, and every counter agrees")
+	if err != nil {
+		return "Not every user saw every message.", err
 	}
-	return errors.Join(err, failed)
+	return "Every user saw every message once and in order, and every counter agrees.", nil
 }

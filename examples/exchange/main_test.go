@@ -31,7 +31,7 @@ func TestExchange(t *testing.T) {
 			e.step()
 		}
 		e.closeSession()
-		if err := x.drain(t.Context()); err != nil {
+		if err := x.drain(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
 		rows, mismatches := x.final(x.snapshot(), false)
@@ -55,7 +55,7 @@ func TestExchange(t *testing.T) {
 		for e.total < 5_000 {
 			e.step()
 		}
-		if err := x.drain(t.Context()); err != nil {
+		if err := x.drain(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
 		if _, mismatches := x.final(x.snapshot(), false); len(mismatches) > 0 {
@@ -69,7 +69,7 @@ func TestExchange(t *testing.T) {
 		x := start(t, 2, notification.BrokerConfig{})
 		x.publish(0, notification.SystemNotice{})
 		x.publish(everybody, notification.SystemNotice{})
-		if err := x.drain(t.Context()); err != nil {
+		if err := x.drain(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
 		s := x.snapshot()
@@ -111,7 +111,7 @@ func TestRun(t *testing.T) {
 		want   string // a regular expression
 	}{
 		{"the simulated market ends with -duration, and its table adds up", t.Context(),
-			"-users 300 -rate 2000 -duration 1200ms", 0, `(?s)1 s  published .*P0 .*every user saw every message once and in order`},
+			"-users 300 -rate 2000 -duration 1200ms", 0, `(?s)1 s  published .*P0 .*Every user saw every message once and in order`},
 		{"a signal ends it as well", ended, "-users 10", 0, "every counter agrees"},
 		{"a recording ends by itself", t.Context(), "-users 50 -speed 10 -replay " + recording, 0,
 			`(?s)14 events of TEST .*P1 +14 +14 +14 +0 .*P3 +7 +350 +350 +0 `},
@@ -123,7 +123,7 @@ func TestRun(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var out bytes.Buffer
-			status := run(c.ctx, strings.Fields(c.args), &out, &out)
+			status := run(c.ctx, append([]string{"-addr="}, strings.Fields(c.args)...), &out, &out)
 			if status != c.status || !regexp.MustCompile(c.want).Match(out.Bytes()) {
 				t.Errorf("status %d\n%s", status, out.String())
 			}
@@ -133,7 +133,7 @@ func TestRun(t *testing.T) {
 
 func TestScreen(t *testing.T) {
 	x := start(t, 1, notification.BrokerConfig{})
-	defer x.drain(t.Context())
+	defer x.drain(t.Context(), nil)
 	var out bytes.Buffer
 	s := newScreen(&out)
 	s.terminal = true

@@ -1,0 +1,493 @@
+import { Audit } from "./audit.js";
+import { plot, nice } from "./plot.js";
+import { t, code, speak, number, clock, duration, describe } from "./text.js";
+
+const $ = (id) => document.getElementById(id);
+const body = document.body;
+const channelNames = ["trade", "account", "position", "risk", "system"];
+const keepRows = 300;
+const cutFor = 5;
+
+let user = null;          // who is signed in
+let audit = new Audit();
+let received = 0;
+let subscribed = new Set(channelNames);
+
+// ---- The connection ----
+
+let socket = null;
+let cursor = null;        // behind the last batch that was taken in
+let away = null;          // {since, received, missing, twice}: a cut whose resume is being watched
+let retries = 0;
+let timer = null;
+let stateText = () => t.off;
+
+function state(name, text) {
+  body.dataset.connection = name;
+  stateText = text;
+  $("connection").textContent = text();
+  for (const id of ["cut", "margin-call", "halt"]) $(id).disabled = name !== "live";
+}
+
+function connect() {
+  clearTimeout(timer);
+  state("connecting", () => t.connecting);
+  const url = new URL("ws", location.href);
+  url.protocol = url.protocol.replace("http", "ws");
+  url.search = "";
+  if (cursor) url.searchParams.set("cursor", cursor);
+  const s = socket = new WebSocket(url, ["notification.batch.v1"]);
+  s.onmessage = (e) => { if (s === socket) frame(JSON.parse(e.data)); };
+  s.onclose = (e) => { if (s === socket) closed(e.code); };
+}
+
+function disconnect() {
+  clearTimeout(timer);
+  const s = socket;
+  socket = null;
+  s?.close(1000);
+}
+
+function send(command) {
+  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(command));
+}
+
+// closed decides by the code what to do next. Most of them mean: come back
+// with the cursor.
+function closed(code) {
+  socket = null;
+  away ??= { since: Date.now(), received, missing: audit.missing, twice: audit.twice };
+  switch (code) {
+    case 4002: return state("lost", () => t.replaced);
+    case 4401: return signedOut(t.expired);
+    case 4003: return startOver(t.gap);
+    case 1008: return state("lost", () => t.refused);
+  }
+  if (over) return state("lost", () => t.over);
+  const wait = Math.min(8, 0.5 * 2 ** retries++) * (0.5 + Math.random() / 2);
+  state("lost", () => t.lost(Math.ceil(wait)));
+  timer = setTimeout(reconnect, wait * 1000);
+}
+
+// reconnect finds out first whether the sign-in still holds: a refused
+// WebSocket does not tell why.
+async function reconnect() {
+  try {
+    const answer = await fetch("api/session");
+    if (answer.status === 401) return signedOut(t.expired);
+  } catch { return closed(0); }
+  connect();
+}
+
+// startOver forgets where we were: what happened meanwhile is in the snapshot
+// that a real client loads now.
+function startOver(why) {
+  banner(why);
+  cursor = null;
+  away = null;
+  audit = new Audit();
+  if (!socket) connect();
+}
+
+function frame(f) {
+  switch (f.action) {
+    case "welcome":
+      retries = 0;
+      cursor = f.cursor || cursor;
+      state("live", () => t.live);
+      welcome();
+      return;
+    case "reset":
+      startOver(t.gone);
+      return;
+    case "subscriptions_response":
+      confirmed(new Set(f.channels));
+      return;
+    case "error":
+      banner(f.message);
+      return;
+    case "pong":
+      return;
+  }
+  for (const n of f.notifications ?? []) take(n);
+  cursor = f.cursor || cursor;
+  if (f.dropped) startOver(t.gap);
+}
+
+// welcome narrows a new session to what the filter says, and learns where its
+// streams begin.
+async function welcome() {
+  if (subscribed.size < channelNames.length) {
+    if (subscribed.size) send({ action: "subscribe", channels: [...subscribed] });
+    else send({ action: "unsubscribe", channels: channelNames });
+  }
+  if (away) mark(t.isBack);
+  const s = socket;
+  const numbers = await streams();
+  if (s !== socket || !numbers) return;
+  audit.settle(numbers, subscribed);
+  if (away) resumed(numbers);
+}
+
+// resumed watches until all that was published up to now has arrived.
+function resumed(numbers) {
+  const seconds = ((Date.now() - away.since) / 1000).toFixed(1);
+  verdict(() => t.checking, "");
+  const until = Date.now() + 8000;
+  const look = () => {
+    if (!away) return;
+    const behind = audit.behind(numbers, subscribed);
+    if (behind > 0 && Date.now() < until && socket) return void setTimeout(look, 100);
+    const missing = audit.missing - away.missing + behind, twice = audit.twice - away.twice;
+    const n = number(Math.max(0, away.due(numbers)));
+    away = null;
+    if (missing + twice) verdict(() => t.hole(seconds, missing, twice), "false");
+    else verdict(() => t.whole(seconds, n), "true");
+  };
+  const before = away.numbers ?? {};
+  away.due = (after) => Object.entries(after).reduce((sum, [key, n]) =>
+    sum + (subscribed.has(key.split("-").at(-2)) ? n - (before[key] ?? n) : 0), 0);
+  look();
+}
+
+async function streams() {
+  try {
+    const answer = await fetch("api/streams");
+    return answer.ok ? await answer.json() : null;
+  } catch { return null; }
+}
+
+async function cut() {
+  $("cut").disabled = true;
+  const numbers = await streams();
+  if (!socket) return;
+  disconnect();
+  away = { since: Date.now(), numbers, missing: audit.missing, twice: audit.twice };
+  mark(t.wasCut);
+  verdict(() => "", "");
+  let left = cutFor;
+  const count = () => {
+    if (left <= 0) return connect();
+    state("cut", () => t.isCut(left));
+    timer = setTimeout(() => { left--; count(); }, 1000);
+  };
+  count();
+}
+
+let verdictText = () => "";
+function verdict(text, whole) {
+  verdictText = text;
+  $("verdict").textContent = text();
+  $("verdict").dataset.whole = whole;
+}
+
+// ---- The feed ----
+
+let paused = false;
+let held = [];
+
+function take(n) {
+  const channel = channelOf(n.message_id);
+  if (!subscribed.has(channel)) return; // on its way when the filter changed
+  audit.take(n.message_id);
+  received++;
+  if (n.priority === 0) $("urgent").textContent = `${t.type[n.message_type]}: ${describe(n.payload)}`;
+  if (paused) held = [...held.slice(1 - keepRows), n];
+  else show(row(n));
+  dirty = true;
+}
+
+const channelOf = (id) => id.split("-").at(-3);
+
+function row(n) {
+  const li = document.createElement("li");
+  li.className = `p${n.priority}`;
+  li.dataset.id = n.message_id;
+  li.dataset.type = n.message_type;
+  const cells = [["time", clock(n.timestamp / 1e6)], ["b", `P${n.priority}`, "lane"],
+    ["span", t.type[n.message_type], "what"], ["span", describe(n.payload), "detail"]];
+  for (const [tag, text, name] of cells) {
+    const e = document.createElement(tag);
+    e.textContent = text;
+    if (name) e.className = name;
+    li.append(e);
+  }
+  li.title = `${n.message_id} · ${n.source}`;
+  return li;
+}
+
+function mark(text) {
+  const li = document.createElement("li");
+  li.className = "mark";
+  const time = document.createElement("time"), span = document.createElement("span");
+  time.textContent = clock(Date.now());
+  span.textContent = text;
+  li.append(time, span);
+  show(li);
+}
+
+function show(li) {
+  const feed = $("feed");
+  feed.prepend(li);
+  while (feed.childElementCount > keepRows) feed.lastElementChild.remove();
+  $("empty").hidden = true;
+}
+
+let dirty = true;
+setInterval(() => {
+  if (!dirty) return;
+  dirty = false;
+  $("received").textContent = t.received(number(received));
+  $("pause").textContent = paused ? t.resume(held.length) : t.pause;
+  $("integrity").textContent = audit.whole ? t.integrity(audit.streams.size, number(audit.checked)) : t.broken(audit.missing, audit.twice);
+}, 200);
+
+$("pause").onclick = () => {
+  paused = !paused;
+  $("pause").setAttribute("aria-pressed", paused);
+  if (!paused) for (const n of held.splice(0)) show(row(n));
+  dirty = true;
+};
+
+// ---- The filter ----
+
+for (const name of channelNames) {
+  const label = document.createElement("label"), box = document.createElement("input"), span = document.createElement("span");
+  box.type = "checkbox";
+  box.checked = true;
+  box.value = name;
+  span.dataset.channel = name;
+  label.append(box, span);
+  $("channels").append(label);
+  box.onchange = () => {
+    if (body.dataset.connection !== "live") { // told to the next session
+      box.checked ? subscribed.add(name) : subscribed.delete(name);
+      audit.begin(new Set([name]));
+      return;
+    }
+    for (const b of boxes()) b.disabled = true; // until the server has confirmed
+    if (!box.checked) subscribed.delete(name);
+    send({ action: box.checked ? "subscribe" : "unsubscribe", channels: [name] });
+    send({ action: "get_subscriptions" });
+  };
+}
+
+function boxes() { return $("channels").querySelectorAll("input"); }
+
+// confirmed takes what the server says the filter is. Streams of a channel that
+// is new begin anew.
+async function confirmed(channels) {
+  const added = channels.difference(subscribed);
+  audit.begin(channels.symmetricDifference(subscribed));
+  subscribed = channels;
+  for (const b of boxes()) {
+    b.checked = channels.has(b.value);
+    b.disabled = false;
+  }
+  for (const name of channelNames) {
+    if (!channels.has(name)) audit.begin(new Set([name]));
+  }
+  dirty = true;
+  if (added.size) {
+    const numbers = await streams();
+    if (numbers) audit.settle(numbers, added);
+  }
+}
+
+// ---- Actions ----
+
+async function act(path) {
+  try {
+    const answer = await fetch(path, { method: "POST" });
+    if (answer.status === 401) return signedOut(t.expired);
+    banner(answer.ok ? "" : (await answer.json()).error);
+  } catch { banner(t.unreachable); }
+}
+$("margin-call").onclick = () => act("api/margin-call");
+$("halt").onclick = () => act("api/halt");
+$("cut").onclick = cut;
+
+function banner(text) {
+  $("banner").textContent = text;
+  $("banner").hidden = !text;
+}
+
+// ---- Signing in and out ----
+
+function signedIn(session) {
+  user = session.user;
+  $("user").textContent = user;
+  for (const [id, hidden] of [["sign-in", true], ["feed-card", false], ["actions", false], ["sign-out", false]]) $(id).hidden = hidden;
+  banner("");
+  connect();
+}
+
+function signedOut(why = "") {
+  disconnect();
+  user = cursor = away = null;
+  audit = new Audit();
+  received = 0;
+  held = [];
+  $("feed").replaceChildren();
+  $("empty").hidden = false;
+  $("user").textContent = "";
+  verdict(() => "", "");
+  for (const [id, hidden] of [["sign-in", false], ["feed-card", true], ["actions", true], ["sign-out", true]]) $(id).hidden = hidden;
+  state("off", () => t.off);
+  banner(why);
+}
+
+$("sign-in").querySelector("form").onsubmit = async (e) => {
+  e.preventDefault();
+  $("sign-in-error").textContent = "";
+  try {
+    const answer = await fetch("api/session", { method: "POST", body: JSON.stringify({ user: $("name").value.trim() }) });
+    if (answer.ok) signedIn(await answer.json());
+    else $("sign-in-error").textContent = t.noUser;
+  } catch { $("sign-in-error").textContent = t.unreachable; }
+};
+
+$("sign-out").onclick = async () => {
+  try { await fetch("api/session", { method: "DELETE" }); } catch { /* the cookie expires by itself */ }
+  signedOut();
+  $("name").focus();
+};
+
+// ---- Plots and table ----
+
+let samples = [];
+let stats = null;
+let over = false;
+
+async function poll() {
+  try {
+    const answer = await fetch(`api/stats?since=${samples.at(-1)?.number ?? 0}`);
+    stats = await answer.json();
+    samples = [...samples, ...stats.samples].slice(-180);
+    if (stats.phase !== "running") over = true;
+    draw();
+  } catch { /* the connection's state tells */ }
+  if (stats?.phase !== "finished") setTimeout(poll, 1000);
+}
+
+const lanes = [0, 1, 2, 3];
+
+function draw() {
+  if (!stats) return;
+  const now = samples.at(-1)?.at ?? Date.now();
+  const last = samples.at(-1);
+  const targets = (stats.table ?? []).map((r) => r.target / 1e6);
+  const series = (of) => samples.map((s) => [s.at, of(s)]);
+
+  plot($("latency"), {
+    now, scale: (ms) => (Math.log10(ms) + 2) / 5.5, ticks: [0.01, 0.1, 1, 10, 100, 1000, 10000], format: duration,
+    lines: lanes.map((p) => ({ points: series((s) => s.p99[p] || null), lane: `p${p}`, label: `P${p}`, target: targets[p] })),
+  });
+  const rate = nice(Math.max(...samples.map((s) => Math.max(s.published, s.delivered)), 1));
+  plot($("rate"), {
+    now, scale: (v) => v / rate, ticks: [0, rate / 2, rate], format: compact,
+    lines: [{ points: series((s) => s.delivered), lane: "p2" }, { points: series((s) => s.published), lane: "p1" }],
+  });
+  const queue = nice(Math.max(...samples.flatMap((s) => s.queued), 1));
+  plot($("queue"), {
+    now, scale: (v) => v / queue, ticks: [0, queue / 2, queue], format: compact,
+    lines: lanes.toReversed().map((p) => ({ points: series((s) => s.queued[p]), lane: `p${p}` })),
+  });
+  if (last) {
+    key("latency-key", lanes.map((p) => [`p${p}`, `P${p}`, duration(last.p99[p]), last.p99[p] > targets[p]]));
+    key("rate-key", [["p1", t.published, number(last.published)], ["p2", t.delivered, number(last.delivered)]]);
+    key("queue-key", lanes.map((p) => [`p${p}`, `P${p}`, number(last.queued[p])]));
+    $("headline").textContent = t.headline(number(last.sessions), uptime((last.at - stats.started) / 1000));
+  }
+  table();
+  $("range").textContent = t.range(`u${String(stats.users).padStart(5, "0")}`);
+  if (stats.phase === "draining") banner(t.draining);
+  if (stats.phase === "finished") banner("");
+}
+
+function key(id, entries) {
+  $(id).replaceChildren(...entries.map(([lane, name, value, over]) => {
+    const span = document.createElement("span"), i = document.createElement("i"), b = document.createElement("span");
+    span.className = lane;
+    i.textContent = name;
+    b.textContent = value;
+    if (over) b.className = "over";
+    span.append(i, " ", b);
+    return span;
+  }));
+}
+
+function table() {
+  $("table-title").textContent = stats.phase === "finished" ? t.final : t.soFar;
+  $("columns").replaceChildren(...t.columns.map((name) => {
+    const th = document.createElement("th");
+    th.scope = "col";
+    th.textContent = name;
+    return th;
+  }));
+  $("lanes").replaceChildren(...(stats.table ?? []).map((r, p) => {
+    const tr = document.createElement("tr");
+    tr.className = `p${p}`;
+    const ms = (ns) => duration(ns / 1e6);
+    const cells = [[r.lane, "lane"], [number(r.published)], [number(r.due)], [number(r.delivered)],
+      [number(r.lost), r.lost ? "bad" : ""], [ms(r.p50)], [ms(r.p99), r.held ? "" : "bad"], [ms(r.max)], [ms(r.target)],
+      [r.published ? (r.held ? t.yes : t.no) : "–", r.held ? "good" : "bad"]];
+    for (const [text, name] of cells) {
+      const td = document.createElement("td");
+      td.textContent = text;
+      if (name) td.className = name;
+      tr.append(td);
+    }
+    if (r.reasons) tr.title = r.reasons.join(", ");
+    return tr;
+  }));
+  $("final").textContent = stats.verdict;
+}
+
+const compact = (v) => v >= 1e6 ? `${v / 1e6} M` : v >= 1e4 ? `${v / 1e3} k` : String(v);
+
+function uptime(s) {
+  const h = Math.floor(s / 3600), m = Math.floor(s / 60) % 60;
+  return (h ? `${h} h ` : "") + (h || m ? `${m} min ` : "") + `${Math.floor(s) % 60} s`;
+}
+
+// ---- Language and theme ----
+
+function translate() {
+  document.documentElement.lang = code === "zh" ? "zh-CN" : "en";
+  document.title = t.title;
+  for (const e of document.querySelectorAll("[data-text]")) e.textContent = t[e.dataset.text];
+  for (const e of document.querySelectorAll("[data-channel]")) e.textContent = t.channel[e.dataset.channel];
+  for (const e of document.querySelectorAll("#feed li[data-type] .what")) e.textContent = t.type[e.closest("li").dataset.type];
+  $("language").textContent = t.other;
+  $("language").lang = t.otherCode;
+  $("theme").textContent = dark ? t.toLight : t.toDark;
+  $("connection").textContent = stateText();
+  $("verdict").textContent = verdictText();
+  for (const svg of ["latency", "rate", "queue"]) $(svg).setAttribute("aria-label", t[svg]);
+  dirty = true;
+  draw();
+}
+
+$("language").onclick = () => { speak(t.otherCode); translate(); };
+
+const system = matchMedia("(prefers-color-scheme: dark)");
+let dark;
+function theme() {
+  dark = (localStorage.getItem("theme") ?? (system.matches ? "dark" : "light")) === "dark";
+  document.documentElement.dataset.theme = dark ? "dark" : "light";
+  $("theme").textContent = dark ? t.toLight : t.toDark;
+}
+system.onchange = theme;
+$("theme").onclick = () => { localStorage.setItem("theme", dark ? "light" : "dark"); theme(); };
+
+theme();
+translate();
+state("off", () => t.off);
+addEventListener("resize", draw);
+poll();
+try {
+  const answer = await fetch("api/session");
+  if (answer.ok) signedIn(await answer.json());
+  else signedOut();
+} catch { signedOut(t.unreachable); }
