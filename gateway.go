@@ -687,7 +687,7 @@ func (g *Gateway) endLocked(s *Session, reason error) (orphan *Session) {
 	case running:
 		g.observe(s) // its pusher closes it, if Push returns
 	case !queued:
-		if s.queued = g.due.push(s, false); !s.queued {
+		if g.pushDue(s, false); !s.queued {
 			orphan = s
 		}
 	}
@@ -1180,9 +1180,17 @@ func (g *Gateway) isNew(s *Session, m *Message, number uint64) bool {
 // enqueue puts an idle session into the queue of those that are due. s.mu is
 // held.
 func (g *Gateway) enqueue(s *Session) {
-	if s.queued = g.due.push(s, s.out.lanes[P0].n > 0); s.queued {
+	if g.pushDue(s, s.out.lanes[P0].n > 0); s.queued {
 		s.behind = s.out.total
 		g.behind.Add(int64(s.behind))
+	}
+}
+
+// pushDue gives s to the pushers, if there are any. s.mu is held.
+func (g *Gateway) pushDue(s *Session, urgent bool) {
+	var unwatched bool
+	if s.queued, unwatched = g.due.push(s, urgent); unwatched {
+		g.rouse() // they may all be blocked, and the reader asleep
 	}
 }
 

@@ -785,12 +785,13 @@ func (q *dueQueue) open(n int) {
 	q.cond.Broadcast()
 }
 
-// push reports false if there are no pushers.
-func (q *dueQueue) push(s *Session, urgent bool) bool {
+// push reports whether there are pushers at all, and whether the reader should
+// be roused to watch those that are busy.
+func (q *dueQueue) push(s *Session, urgent bool) (ok, unwatched bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if !q.opened {
-		return false
+		return false, false
 	}
 	if urgent {
 		q.urgent.pushBack(s)
@@ -799,8 +800,11 @@ func (q *dueQueue) push(s *Session, urgent bool) bool {
 	}
 	if q.idle > 0 {
 		q.cond.Signal()
+		return true, false
 	}
-	return true
+	unwatched = !q.watched
+	q.watched = true
+	return true, unwatched
 }
 
 // promote moves s ahead if it is still waiting.
