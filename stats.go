@@ -224,5 +224,4 @@ func (r *recorder) snapshot() Histogram {
 type tally struct{ n atomic.Uint64 }
 
 func (t *tally) inc()          { t.n.Store(t.n.Load() + 1) }
-func (t *tally) add(n uint64)  { t.n.Store(t.n.Load() + n) }
 func (t *tally) value() uint64 { return t.n.Load() }
