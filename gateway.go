@@ -1378,10 +1378,12 @@ func (g *Gateway) watch(most int) {
 	if after-before > int64(100*time.Microsecond) && after-g.quietFrom < int64(10*time.Millisecond)*int64(pool)/int64(g.cfg.Pushers) {
 		return
 	}
-	for range g.due.grow(min(n, pool, most-pool)) {
-		g.startPusher()
+	if more := g.due.grow(min(n, pool, most-pool)); more > 0 {
+		for range more {
+			g.startPusher()
+		}
+		g.quietFrom = after
 	}
-	g.quietFrom = after
 }
 
 // nextWatch is when watch should be called next.
@@ -1392,7 +1394,10 @@ func (g *Gateway) nextWatch() int64 {
 		if urgent {
 			wait = blockedAfterUrgent
 		}
-		next = min(next, max(g.quietFrom+int64(wait), now()+int64(wait)/2))
+		if g.due.size() >= g.cfg.MaxPushers && !g.life.closing() {
+			wait = exhaustedAfter // nothing to start: the question is only whether to read on
+		}
+		next = min(next, max(g.quietFrom+int64(wait)+1, now()+int64(wait)/2))
 	}
 	return next
 }
