@@ -88,7 +88,7 @@ func TestDedup(t *testing.T) {
 				o := newDedupOracle(t, size, hash)
 				for _, spread := range []int{1, 2, 4} { // times the window: how many IDs there are
 					universe := series("", size*spread+1)
-					for range 40 {
+					for range sized(40, 10) {
 						for range size {
 							o.see(t, universe[r.IntN(len(universe))])
 						}

@@ -80,7 +80,7 @@ func finished(t testing.TB, what string, wg *sync.WaitGroup) {
 	go func() { wg.Wait(); close(done) }() // ends with those of wg
 	select {
 	case <-done:
-	case <-time.After(2 * time.Minute):
+	case <-time.After(time.Minute):
 		t.Fatalf("waited in vain: %s\n%s", what, stacks())
 	}
 }
