@@ -1298,7 +1298,11 @@ func (g *Gateway) sweep() {
 
 // sleep waits for the next message, if it may be read, or the next thing to do.
 func (g *Gateway) sleep(reading bool) {
-	next := g.nextWatch()
+	most := g.cfg.MaxPushers
+	if !reading {
+		most = math.MaxInt
+	}
+	next := g.nextWatch(most)
 	if reading && !g.life.closing() {
 		next = min(next, g.sweepAt, g.awayUntil.Load())
 		for p := range g.delays {
@@ -1386,15 +1390,15 @@ func (g *Gateway) watch(most int) {
 	}
 }
 
-// nextWatch is when watch should be called next.
-func (g *Gateway) nextWatch() int64 {
+// nextWatch is when watch should be called next, if nothing happens before.
+func (g *Gateway) nextWatch(most int) int64 {
 	next := g.due.abandonAt(int64(straggle))
 	if n, urgent, _ := g.due.waiting(); n > 0 {
 		wait := blockedAfter
 		if urgent {
 			wait = blockedAfterUrgent
 		}
-		if g.due.size() >= g.cfg.MaxPushers && !g.life.closing() {
+		if g.due.size() >= most {
 			wait = exhaustedAfter // nothing to start: the question is only whether to read on
 		}
 		next = min(next, max(g.quietFrom+int64(wait)+1, now()+int64(wait)/2))
