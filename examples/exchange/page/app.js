@@ -56,7 +56,7 @@ function send(command) {
 // with the cursor.
 function closed(code) {
   socket = null;
-  away ??= { since: Date.now(), received, missing: audit.missing, twice: audit.twice };
+  away ??= left();
   switch (code) {
     case 4002: return state("lost", () => t.replaced);
     case 4401: return signedOut(t.expired);
@@ -69,10 +69,12 @@ function closed(code) {
   timer = setTimeout(reconnect, wait * 1000);
 }
 
-// reconnect finds out first whether the sign-in still holds: a refused
-// WebSocket does not tell why.
+// reconnect finds out first whether the exchange still takes anybody, and
+// whether the sign-in still holds: a refused WebSocket does not tell why.
 async function reconnect() {
   try {
+    if (!over) await refresh();
+    if (over) return closed(0);
     const answer = await fetch("api/session");
     if (answer.status === 401) return signedOut(t.expired);
   } catch { return closed(0); }
@@ -129,24 +131,26 @@ async function welcome() {
   if (away) resumed(numbers);
 }
 
+// left is where we were when the connection went.
+function left() {
+  return { since: Date.now(), missing: audit.missing, twice: audit.twice, positions: audit.positions() };
+}
+
 // resumed watches until all that was published up to now has arrived.
 function resumed(numbers) {
-  const seconds = ((Date.now() - away.since) / 1000).toFixed(1);
-  verdict(() => t.checking, "");
+  const gap = away;
+  away = null;
+  const seconds = ((Date.now() - gap.since) / 1000).toFixed(1);
+  const published = audit.since(gap.positions, numbers, subscribed);
   const until = Date.now() + 8000;
+  verdict(() => t.checking, "");
   const look = () => {
-    if (!away) return;
-    const behind = audit.behind(numbers, subscribed);
+    const behind = audit.since(audit.positions(), numbers, subscribed);
     if (behind > 0 && Date.now() < until && socket) return void setTimeout(look, 100);
-    const missing = audit.missing - away.missing + behind, twice = audit.twice - away.twice;
-    const n = number(Math.max(0, away.due(numbers)));
-    away = null;
+    const missing = audit.missing - gap.missing + behind, twice = audit.twice - gap.twice;
     if (missing + twice) verdict(() => t.hole(seconds, missing, twice), "false");
-    else verdict(() => t.whole(seconds, n), "true");
+    else verdict(() => t.whole(seconds, number(published)), "true");
   };
-  const before = away.numbers ?? {};
-  away.due = (after) => Object.entries(after).reduce((sum, [key, n]) =>
-    sum + (subscribed.has(key.split("-").at(-2)) ? n - (before[key] ?? n) : 0), 0);
   look();
 }
 
@@ -157,19 +161,16 @@ async function streams() {
   } catch { return null; }
 }
 
-async function cut() {
-  $("cut").disabled = true;
-  const numbers = await streams();
-  if (!socket) return;
+function cut() {
   disconnect();
-  away = { since: Date.now(), numbers, missing: audit.missing, twice: audit.twice };
+  away = left();
   mark(t.wasCut);
   verdict(() => "", "");
-  let left = cutFor;
+  let remaining = cutFor;
   const count = () => {
-    if (left <= 0) return connect();
-    state("cut", () => t.isCut(left));
-    timer = setTimeout(() => { left--; count(); }, 1000);
+    if (remaining <= 0) return connect();
+    state("cut", () => t.isCut(remaining));
+    timer = setTimeout(() => { remaining--; count(); }, 1000);
   };
   count();
 }
@@ -199,8 +200,11 @@ function take(n) {
 
 const channelOf = (id) => id.split("-").at(-3);
 
+const shown = new WeakMap(); // what a row shows, to show it in another language
+
 function row(n) {
   const li = document.createElement("li");
+  shown.set(li, n);
   li.className = `p${n.priority}`;
   li.dataset.id = n.message_id;
   li.dataset.type = n.message_type;
@@ -359,15 +363,19 @@ let samples = [];
 let stats = null;
 let over = false;
 
+async function refresh() {
+  const last = samples.at(-1)?.number ?? 0;
+  const answer = await fetch(`api/stats?since=${last}`);
+  stats = await answer.json();
+  if ((samples.at(-1)?.number ?? 0) === last) samples = [...samples, ...stats.samples].slice(-180);
+  over = stats.phase !== "running";
+  draw();
+}
+
 async function poll() {
-  try {
-    const answer = await fetch(`api/stats?since=${samples.at(-1)?.number ?? 0}`);
-    stats = await answer.json();
-    samples = [...samples, ...stats.samples].slice(-180);
-    if (stats.phase !== "running") over = true;
-    draw();
-  } catch { /* the connection's state tells */ }
-  if (stats?.phase !== "finished") setTimeout(poll, 1000);
+  if (stats?.phase === "finished") return;
+  try { await refresh(); } catch { /* the connection's state tells */ }
+  setTimeout(poll, 1000);
 }
 
 const lanes = [0, 1, 2, 3];
@@ -386,7 +394,7 @@ function draw() {
   const rate = nice(Math.max(...samples.map((s) => Math.max(s.published, s.delivered)), 1));
   plot($("rate"), {
     now, scale: (v) => v / rate, ticks: [0, rate / 2, rate], format: compact,
-    lines: [{ points: series((s) => s.delivered), lane: "p2" }, { points: series((s) => s.published), lane: "p1" }],
+    lines: [{ points: series((s) => s.delivered), lane: "delivered" }, { points: series((s) => s.published), lane: "published" }],
   });
   const queue = nice(Math.max(...samples.flatMap((s) => s.queued), 1));
   plot($("queue"), {
@@ -395,7 +403,7 @@ function draw() {
   });
   if (last) {
     key("latency-key", lanes.map((p) => [`p${p}`, `P${p}`, duration(last.p99[p]), last.p99[p] > targets[p]]));
-    key("rate-key", [["p1", t.published, number(last.published)], ["p2", t.delivered, number(last.delivered)]]);
+    key("rate-key", [["published", t.published, number(last.published)], ["delivered", t.delivered, number(last.delivered)]]);
     key("queue-key", lanes.map((p) => [`p${p}`, `P${p}`, number(last.queued[p])]));
     $("headline").textContent = t.headline(number(last.sessions), uptime((last.at - stats.started) / 1000));
   }
@@ -429,7 +437,7 @@ function table() {
     const tr = document.createElement("tr");
     tr.className = `p${p}`;
     const ms = (ns) => duration(ns / 1e6);
-    const cells = [[r.lane, "lane"], [number(r.published)], [number(r.due)], [number(r.delivered)],
+    const cells = [[r.lane, "lane"], [number(r.published)], [number(r.delivered)],
       [number(r.lost), r.lost ? "bad" : ""], [ms(r.p50)], [ms(r.p99), r.held ? "" : "bad"], [ms(r.max)], [ms(r.target)],
       [r.published ? (r.held ? t.yes : t.no) : "–", r.held ? "good" : "bad"]];
     for (const [text, name] of cells) {
@@ -458,7 +466,7 @@ function translate() {
   document.title = t.title;
   for (const e of document.querySelectorAll("[data-text]")) e.textContent = t[e.dataset.text];
   for (const e of document.querySelectorAll("[data-channel]")) e.textContent = t.channel[e.dataset.channel];
-  for (const e of document.querySelectorAll("#feed li[data-type] .what")) e.textContent = t.type[e.closest("li").dataset.type];
+  for (const li of document.querySelectorAll("#feed li[data-id]")) li.replaceWith(row(shown.get(li)));
   $("language").textContent = t.other;
   $("language").lang = t.otherCode;
   $("theme").textContent = dark ? t.toLight : t.toDark;

@@ -53,12 +53,17 @@ export class Audit {
     s.last = number;
   }
 
-  // behind tells how many of what the server has published have not arrived.
-  behind(numbers, channels) {
+  // positions tells up to which number each stream has come.
+  positions() {
+    return new Map([...this.streams].map(([key, s]) => [key, s.last ?? s.floor]));
+  }
+
+  // since tells how many were published behind these positions, up to the
+  // server's numbers, in streams of these channels.
+  since(positions, numbers, channels) {
     let n = 0;
     for (const [key, published] of Object.entries(numbers)) {
-      const s = this.streams.get(key);
-      if (channels.has(channelOf(key)) && s) n += Math.max(0, published - (s.last ?? s.floor));
+      if (channels.has(channelOf(key)) && positions.has(key)) n += Math.max(0, published - positions.get(key));
     }
     return n;
   }

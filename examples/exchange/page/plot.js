@@ -1,7 +1,7 @@
 // Small line plots in SVG: two minutes of one value a second per line.
 
 const seconds = 120;
-const left = 44, right = 34, top = 6, bottom = 16;
+const left = 52, right = 34, top = 6, bottom = 16;
 
 function element(name, attributes, text) {
   const e = document.createElementNS("http://www.w3.org/2000/svg", name);

@@ -28,7 +28,7 @@ const texts = {
     latency: "Latency, p99 of each second (dashed: target)", rate: "Messages per second", queue: "Waiting in broker and gateway",
     published: "published", delivered: "delivered",
     soFar: "So far", final: "Final",
-    columns: ["lane", "published", "due", "delivered", "lost", "p50", "p99", "max", "target", "held"],
+    columns: ["lane", "published", "delivered", "lost", "p50", "p99", "max", "target", "held"],
     yes: "yes", no: "no",
     draining: "The exchange is closing: it delivers what it has accepted.",
     channel: { trade: "Trades", account: "Account", position: "Positions", risk: "Risk", system: "System" },
@@ -72,7 +72,7 @@ const texts = {
     latency: "延迟，每秒 p99（虚线为目标）", rate: "每秒消息数", queue: "Broker 与 Gateway 中等待的消息",
     published: "已发布", delivered: "已送达",
     soFar: "截至目前", final: "最终结果",
-    columns: ["通道", "已发布", "应送达", "已送达", "丢失", "p50", "p99", "最大", "目标", "达标"],
+    columns: ["通道", "已发布", "已送达", "丢失", "p50", "p99", "最大", "目标", "达标"],
     yes: "是", no: "否",
     draining: "交易所正在关闭：已接收的消息会全部送达。",
     channel: { trade: "交易", account: "资金", position: "持仓", risk: "风控", system: "系统" },
@@ -122,16 +122,16 @@ export function describe(p) {
   switch (p.type) {
     case "order_accepted":
     case "trade_executed":
-      return `${p.instrument_id} ${side} ${number(p.volume)} ${t.at} ${number(p.price, 2)}  ${p.order_id}`;
+      return `${p.instrument_id} ${side} ${number(p.volume)} ${t.at} ${number(p.price, 2)} · ${p.order_id}`;
     case "order_rejected":
     case "order_canceled":
     case "order_expired":
     case "trade_canceled":
-      return `${p.instrument_id}  ${p.order_id}  ${p.reason}`;
+      return `${p.instrument_id} · ${p.order_id} · ${p.reason}`;
     case "order_partially_filled":
-      return `${p.instrument_id} ${number(p.filled_volume)}, ${t.left} ${number(p.remaining_volume)}  ${p.order_id}`;
+      return `${p.instrument_id} ${number(p.filled_volume)}, ${t.left} ${number(p.remaining_volume)} · ${p.order_id}`;
     case "order_filled":
-      return `${p.instrument_id} ${number(p.filled_volume)} ${t.at} ${number(p.average_price, 2)}  ${p.order_id}`;
+      return `${p.instrument_id} ${number(p.filled_volume)} ${t.at} ${number(p.average_price, 2)} · ${p.order_id}`;
     case "account_open":
       return `${p.account_id} ${p.account_name} ${number(p.init_cash)}`;
     case "account_update":
@@ -141,7 +141,7 @@ export function describe(p) {
     case "position_profit":
       return `${p.instrument_id} ${t.profit} ${number(p.position_profit, 2)}`;
     case "risk_alert":
-      return `${t.risk} ${percent(p.risk_ratio)}  ${p.suggestion}`;
+      return `${t.risk} ${percent(p.risk_ratio)} · ${p.suggestion}`;
     case "margin_call":
       return `${t.margin} ${number(p.current_margin)}, ${t.required} ${number(p.required_margin)}, ${t.until} ${clock(p.deadline / 1e6)}`;
     case "position_limit":
@@ -152,7 +152,7 @@ export function describe(p) {
     case "trading_session_end":
       return `${p.trading_day}`;
     case "market_halt":
-      return `${p.instrument_id}  ${p.reason}` + (p.resume_at ? `, ${t.resumes} ${clock(p.resume_at / 1e6)}` : "");
+      return `${p.instrument_id} · ${p.reason}` + (p.resume_at ? `, ${t.resumes} ${clock(p.resume_at / 1e6)}` : "");
   }
   return "";
 }

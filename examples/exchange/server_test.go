@@ -1,0 +1,313 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/qaexchange/notification"
+)
+
+var quiet = slog.New(slog.DiscardHandler)
+
+func TestSigner(t *testing.T) {
+	s, now := newSigner(), time.Unix(1_700_000_000, 0)
+	token := s.issue("u00001", now.Add(time.Hour))
+
+	t.Run("a token tells its user and time", func(t *testing.T) {
+		user, expires, err := s.verify(token, now)
+		if user != "u00001" || !expires.Equal(now.Add(time.Hour)) || err != nil {
+			t.Error(user, expires, err)
+		}
+	})
+	t.Run("it ends at its time", func(t *testing.T) {
+		if _, _, err := s.verify(token, now.Add(time.Hour)); err == nil {
+			t.Error("it was accepted")
+		}
+	})
+	t.Run("changing any byte of it makes it worthless", func(t *testing.T) {
+		for i := range token {
+			for _, c := range []byte("A.|~") {
+				forged := []byte(token)
+				if forged[i] == c {
+					continue
+				}
+				forged[i] = c
+				if _, _, err := s.verify(string(forged), now); err == nil {
+					t.Errorf("%s was accepted", forged)
+				}
+			}
+		}
+	})
+	t.Run("so does putting another user before the signature", func(t *testing.T) {
+		_, mac, _ := strings.Cut(token, ".")
+		body := base64.RawURLEncoding.EncodeToString([]byte("u00002|1700003600"))
+		if _, _, err := s.verify(body+"."+mac, now); err == nil {
+			t.Error("it was accepted")
+		}
+	})
+	t.Run("another process's key, and nonsense, are refused", func(t *testing.T) {
+		for _, forged := range []string{newSigner().issue("u00001", now.Add(time.Hour)), "", ".", "a.b", token + ".", strings.Repeat("A", 5000)} {
+			if _, _, err := s.verify(forged, now); err == nil {
+				t.Errorf("%.40q was accepted", forged)
+			}
+		}
+	})
+}
+
+// serve is an exchange of three members with a page and without traffic.
+func serve(t *testing.T) (*exchange, *server) {
+	t.Helper()
+	x, err := newExchange(3, notification.BrokerConfig{}, options{addr: "yes"}.gatewayConfig(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	web, err := newServer(x, "127.0.0.1:0", quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		web.drain()
+		if err := x.drain(t.Context(), web.hangUp); err != nil && t.Context().Err() == nil {
+			t.Error(err)
+		}
+		web.close(t.Context(), nil, "")
+	})
+	return x, web
+}
+
+// ask makes a request and returns the answer and its body.
+func ask(t *testing.T, web *server, method, path, body string, cookie *http.Cookie) (*http.Response, string) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, "http://"+web.addr+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cookie != nil {
+		r.AddCookie(cookie)
+	}
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer, string(text)
+}
+
+// enter signs a user in and returns the cookie.
+func enter(t *testing.T, web *server, user string) *http.Cookie {
+	t.Helper()
+	answer, text := ask(t, web, "POST", "/api/session", `{"user":"`+user+`"}`, nil)
+	if answer.StatusCode != http.StatusOK || len(answer.Cookies()) != 1 {
+		t.Fatal(answer.Status, text)
+	}
+	return answer.Cookies()[0]
+}
+
+func TestServer(t *testing.T) {
+	x, web := serve(t)
+
+	t.Run("the cookie is out of reach of scripts and other sites, and ends", func(t *testing.T) {
+		c := enter(t, web, "u00001")
+		if !c.HttpOnly || c.SameSite != http.SameSiteStrictMode || c.Secure || time.Until(c.Expires) > signInFor {
+			t.Errorf("%+v", c)
+		}
+		tls := httptest.NewTLSServer(web.handler())
+		defer tls.Close()
+		answer, err := tls.Client().Post(tls.URL+"/api/session", "application/json", strings.NewReader(`{"user":"u00001"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if c := answer.Cookies()[0]; !c.Secure {
+			t.Errorf("over TLS: %+v", c)
+		}
+	})
+	t.Run("nobody gets in as somebody who does not exist", func(t *testing.T) {
+		for _, user := range []string{"", "*", "u00000", "u00004", "u1", "u+0001", "desk-u00001"} {
+			if answer, text := ask(t, web, "POST", "/api/session", `{"user":"`+user+`"}`, nil); answer.StatusCode != http.StatusForbidden {
+				t.Errorf("%q: %s %s", user, answer.Status, text)
+			}
+		}
+		if answer, _ := ask(t, web, "POST", "/api/session", "nonsense", nil); answer.StatusCode != http.StatusBadRequest {
+			t.Error(answer.Status)
+		}
+	})
+	t.Run("without a sign-in nothing about users is told, and nothing is caused", func(t *testing.T) {
+		forged := &http.Cookie{Name: cookieName, Value: newSigner().issue("u00001", time.Now().Add(time.Hour))}
+		for _, request := range []string{"GET /api/session", "GET /api/streams", "POST /api/margin-call", "POST /api/halt", "GET /ws"} {
+			method, path, _ := strings.Cut(request, " ")
+			for _, cookie := range []*http.Cookie{nil, forged} {
+				if answer, text := ask(t, web, method, path, "", cookie); answer.StatusCode != http.StatusUnauthorized {
+					t.Errorf("%s: %s %s", request, answer.Status, text)
+				}
+			}
+		}
+	})
+	t.Run("another site's page is refused", func(t *testing.T) {
+		r, _ := http.NewRequestWithContext(t.Context(), "POST", "http://"+web.addr+"/api/halt", nil)
+		r.AddCookie(enter(t, web, "u00001"))
+		r.Header.Set("Sec-Fetch-Site", "cross-site")
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != http.StatusForbidden {
+			t.Error(answer.Status)
+		}
+	})
+	t.Run("a user gets what is for him and for everybody, and nobody else's", func(t *testing.T) {
+		cookies := map[string]*http.Cookie{"u00001": enter(t, web, "u00001"), "u00002": enter(t, web, "u00002")}
+		conns := map[string]*websocket.Conn{}
+		for user, cookie := range cookies {
+			// The query asks for another user: the token decides.
+			c, _, err := websocket.Dial(t.Context(), "ws://"+web.addr+"/ws?user=u00003&user_id=u00003", &websocket.DialOptions{
+				Subprotocols: []string{"notification.batch.v1"},
+				HTTPHeader:   http.Header{"Cookie": {cookie.String()}},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.CloseNow()
+			conns[user] = c
+			if _, frame, err := c.Read(t.Context()); err != nil || !strings.Contains(string(frame), `"welcome"`) {
+				t.Fatal(string(frame), err)
+			}
+		}
+		for user := range 3 {
+			for range 5 {
+				x.publish(user, notification.AccountUpdate{UserID: memberID(user)})
+			}
+			x.publish(user, marginCall(user, 1, 2, "first"))
+		}
+		x.publish(everybody, marketHalt("ALL", "last", 0))
+		for user, c := range conns {
+			own, all := 0, 0
+			for all == 0 || own < 6 {
+				_, frame, err := c.Read(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				var batch struct {
+					Notifications []notification.Notification `json:"notifications"`
+				}
+				if err := json.Unmarshal(frame, &batch); err != nil {
+					t.Fatal(err)
+				}
+				for _, n := range batch.Notifications {
+					switch n.UserID {
+					case user:
+						own++
+					case notification.AllUsers:
+						all++
+					default:
+						t.Fatalf("%s got %s", user, n.ID)
+					}
+				}
+			}
+		}
+		t.Run("and the server tells how far his streams are", func(t *testing.T) {
+			_, text := ask(t, web, "GET", "/api/streams", "", cookies["u00002"])
+			var numbers map[string]uint64
+			if err := json.Unmarshal([]byte(text), &numbers); err != nil {
+				t.Fatal(err)
+			}
+			if numbers["u00002-account-P2"] != 5 || numbers["u00002-risk-P0"] != 1 || numbers["all-system-P3"] != 2 {
+				t.Error(numbers)
+			}
+			for key := range numbers {
+				if !strings.HasPrefix(key, "u00002-") && !strings.HasPrefix(key, "all-") {
+					t.Errorf("somebody else's %s", key)
+				}
+			}
+		})
+	})
+	t.Run("the buttons cause what they say, and a halt only once a second", func(t *testing.T) {
+		cookie := enter(t, web, "u00003")
+		if answer, text := ask(t, web, "POST", "/api/margin-call", "", cookie); answer.StatusCode != http.StatusAccepted || !strings.Contains(text, "u00003-risk-P0-2") {
+			t.Error(answer.Status, text)
+		}
+		if answer, text := ask(t, web, "POST", "/api/halt", "", cookie); answer.StatusCode != http.StatusAccepted || !strings.Contains(text, "all-system-P3-3") {
+			t.Error(answer.Status, text)
+		}
+		if answer, text := ask(t, web, "POST", "/api/halt", "", cookie); answer.StatusCode != http.StatusTooManyRequests {
+			t.Error(answer.Status, text)
+		}
+	})
+	t.Run("signing out takes the cookie away", func(t *testing.T) {
+		answer, _ := ask(t, web, "DELETE", "/api/session", "", enter(t, web, "u00001"))
+		if c := answer.Cookies(); answer.StatusCode != http.StatusNoContent || len(c) != 1 || c[0].MaxAge >= 0 {
+			t.Error(answer.Status, c)
+		}
+	})
+	t.Run("the page loads nothing from elsewhere, and says so to the browser", func(t *testing.T) {
+		for _, path := range []string{"/", "/app.js", "/style.css", "/text.js", "/audit.js", "/plot.js", "/icon.svg"} {
+			answer, text := ask(t, web, "GET", path, "", nil)
+			if answer.StatusCode != http.StatusOK || answer.Header.Get("Content-Security-Policy") != contentSecurityPolicy {
+				t.Errorf("%s: %s %v", path, answer.Status, answer.Header)
+			}
+			text = strings.ReplaceAll(text, "http://www.w3.org/2000/svg", "")
+			if strings.Contains(text, "//www.") || strings.Contains(text, "https://") || strings.Contains(text, " style=") || strings.Contains(text, " onclick=") {
+				t.Errorf("%s refers elsewhere, or has what the policy forbids", path)
+			}
+		}
+		if answer, _ := ask(t, web, "GET", "/nothing", "", nil); answer.StatusCode != http.StatusNotFound {
+			t.Error(answer.Status)
+		}
+	})
+	t.Run("the stats tell only the samples that are new", func(t *testing.T) {
+		s := x.snapshot()
+		for range keepSamples + 5 {
+			web.sample(s, s)
+		}
+		for since, want := range map[string]int{"0": keepSamples, "182": 3, "185": 0, "999": 0, "x": keepSamples} {
+			_, text := ask(t, web, "GET", "/api/stats?since="+since, "", nil)
+			var stats struct {
+				Samples []sample
+				Table   []laneReport
+			}
+			if err := json.Unmarshal([]byte(text), &stats); err != nil || len(stats.Samples) != want || len(stats.Table) != 4 {
+				t.Errorf("since %s: %d samples, %v", since, len(stats.Samples), err)
+			}
+		}
+	})
+	t.Run("metrics and profiles are there for the operator", func(t *testing.T) {
+		if _, text := ask(t, web, "GET", "/metrics", "", nil); !strings.Contains(text, `notification_`) || !strings.Contains(text, "go_goroutines") {
+			t.Errorf("%.300s", text)
+		}
+		if answer, _ := ask(t, web, "GET", "/debug/pprof/goroutine?debug=1", "", nil); answer.StatusCode != http.StatusOK {
+			t.Error(answer.Status)
+		}
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest("GET", "/debug/pprof/heap", nil) // from 192.0.2.1
+		if web.handler().ServeHTTP(w, r); w.Code != http.StatusForbidden {
+			t.Error("from elsewhere:", w.Code)
+		}
+	})
+	t.Run("it is alive throughout, and not ready while it drains", func(t *testing.T) {
+		for _, phase := range []struct {
+			ready int
+			next  func()
+		}{{http.StatusOK, web.drain}, {http.StatusServiceUnavailable, func() {}}} {
+			if answer, _ := ask(t, web, "GET", "/healthz", "", nil); answer.StatusCode != http.StatusOK {
+				t.Error(answer.Status)
+			}
+			if answer, _ := ask(t, web, "GET", "/readyz", "", nil); answer.StatusCode != phase.ready {
+				t.Error(answer.Status)
+			}
+			phase.next()
+		}
+	})
+}
