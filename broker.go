@@ -224,6 +224,7 @@ type Broker struct {
 	receivers map[string]*receiver // guarded by regMu: gateways and receivers
 	globals   map[string]*receiver // guarded by regMu
 	departed  ReceiverStats        // guarded by regMu
+	leaving   map[*receiver]bool   // guarded by regMu: off their table, not yet in departed
 
 	// atomic
 	invalid  atomic.Uint64
@@ -266,6 +267,7 @@ func NewBroker(cfg BrokerConfig) (*Broker, error) {
 		seen:      newDedup(cfg.DedupSize),
 		receivers: make(map[string]*receiver),
 		globals:   make(map[string]*receiver),
+		leaving:   make(map[*receiver]bool),
 		users:     xsync.NewMapOf[string, []target](),
 	}
 	for p := range b.lanes {
@@ -527,6 +529,7 @@ func (b *Broker) Unregister(id string) error {
 // b.regMu is held.
 func (b *Broker) dropRoutes(r *receiver) {
 	delete(b.receivers, r.id)
+	b.leaving[r] = true
 	b.publishTable(false)
 	for u := range r.explicit {
 		b.reroute(u, r, 0, subscribed)
@@ -539,8 +542,8 @@ func (b *Broker) depart(r *receiver) {
 	r.leave()
 	b.regMu.Lock()
 	defer b.regMu.Unlock()
-	b.departed.Handed += r.handed.value()
-	b.departed.Dropped += r.dropped.value()
+	delete(b.leaving, r)
+	b.departed.add(r)
 }
 
 // Subscribe routes a user's messages to a gateway or receiver, whether or not
@@ -635,6 +638,7 @@ func (b *Broker) UnsubscribeGlobal(id string) error {
 		return fmt.Errorf("%w: global subscriber %q", ErrUnknownReceiver, id)
 	}
 	delete(b.globals, id)
+	b.leaving[r] = true
 	b.publishTable(true)
 	b.regMu.Unlock()
 	b.depart(r)
@@ -862,10 +866,7 @@ func (b *Broker) send(r *receiver, m *Message) bool {
 		if half && r.spent[lane] != 0 {
 			r.spent[lane] = 0
 		}
-		if r.stuck[lane].Load() {
-			r.stuck[lane].Store(false)
-			b.log.Info("receiver recovered", "receiver", r.id, "global", r.global, "lane", m.priority, "dropped", r.dropped.value())
-		}
+		b.recovered(r, m, lane)
 		return true
 	default:
 	}
@@ -876,6 +877,14 @@ func (b *Broker) send(r *receiver, m *Message) bool {
 		return false
 	}
 	return b.sendWait(r, m, ch, lane)
+}
+
+// recovered ends an episode, if there is one, now that m got through.
+func (b *Broker) recovered(r *receiver, m *Message, lane Priority) {
+	if r.stuck[lane].Load() {
+		r.stuck[lane].Store(false)
+		b.log.Info("receiver recovered", "receiver", r.id, "global", r.global, "lane", m.priority, "dropped", r.dropped.value())
+	}
 }
 
 // sendWait waits for room in ch as long as r's budget lasts, or, once the Broker
@@ -920,8 +929,8 @@ func (b *Broker) sendWait(r *receiver, m *Message, ch chan<- *Message, lane Prio
 		b.timer.Stop()
 		b.state.Store(dispatcherRunning)
 		r.spent[lane] += time.Duration(now() - since)
-		if sent {
-			r.stuck[lane].Store(false) // a drain waits for those that were stuck too
+		if sent { // a drain waits for those that were stuck too
+			b.recovered(r, m, lane)
 		}
 		if sent || over {
 			return sent
@@ -1000,14 +1009,20 @@ func (b *Broker) Stats() BrokerStats {
 	for _, table := range []map[string]*receiver{b.receivers, b.globals} {
 		for _, r := range table {
 			rs := ReceiverStats{ID: r.id, Global: r.global, Handed: r.handed.value(), Dropped: r.dropped.value()}
-			for p := range r.stuck {
-				rs.Stuck = rs.Stuck || r.stuck[p].Load()
+			for p, ch := range r.inbox {
+				// It may have recovered since the last message for it. A channel
+				// without a buffer does not tell.
+				drained := cap(ch) > 0 && len(ch) <= cap(ch)/2
+				rs.Stuck = rs.Stuck || r.stuck[p].Load() && !drained
 			}
 			s.Receivers = append(s.Receivers, rs)
 		}
 	}
 	slices.SortFunc(s.Receivers, func(x, y ReceiverStats) int { return strings.Compare(x.ID, y.ID) })
 	s.Departed = b.departed
+	for r := range b.leaving {
+		s.Departed.add(r)
+	}
 	return s
 }
 

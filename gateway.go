@@ -201,6 +201,8 @@ type Gateway struct {
 	behind      atomic.Int64 // messages of sessions that wait for a pusher
 	heldUp      atomic.Bool  // the reader reads only P0 until behind has halved
 	hung        atomic.Uint64
+	panicked    episode // of sinks
+	leftBehind  episode // of sinks that hang
 	shards      []shard // what pushers count
 	droppedSlow [NumPriorities]atomic.Uint64
 	droppedEnd  [NumPriorities]atomic.Uint64
@@ -580,7 +582,7 @@ func (g *Gateway) UserSessions(userID string) iter.Seq[*Session] {
 // Gap ends every session with ErrGap. The Broker calls it when it had to drop
 // messages for this Gateway; whoever feeds the inbox without a Broker may too.
 func (g *Gateway) Gap() {
-	g.log.Warn("gap: ending every session")
+	g.log.Debug("gap: ending every session") // the Broker has said why, once
 	g.mu.Lock()
 	if g.everyone != nil {
 		g.run = rand.Uint64()
@@ -820,7 +822,9 @@ func (g *Gateway) closeOrphans(orphans ...*Session) {
 		case <-done:
 		case <-late.C:
 			g.hung.Add(uint64(n))
-			g.log.Error("sinks left behind: Close does not return", "sessions", n, "waited", straggle)
+			if muted, ok := g.leftBehind.begin(); ok {
+				g.log.Error("sink left behind: Push or Close does not return", "sessions", n, "waited", straggle, "muted", muted)
+			}
 			go func() { // ends with the last of those Closes
 				for range n {
 					<-done
@@ -1352,7 +1356,9 @@ func (g *Gateway) watch(most int) {
 	left := g.due.abandon(clock - int64(straggle))
 	for _, id := range left {
 		g.hung.Add(1)
-		g.log.Error("sink left behind: Push or Close does not return", "session", id, "waited", straggle)
+		if muted, ok := g.leftBehind.begin(); ok {
+			g.log.Error("sink left behind: Push or Close does not return", "session", id, "waited", straggle, "muted", muted)
+		}
 	}
 	n, urgent, returns := g.due.waiting()
 	if n == 0 || returns != g.returns {
@@ -1429,6 +1435,23 @@ func (g *Gateway) Stats() GatewayStats {
 		st.Batches += g.shards[i].batches.Load()
 	}
 	return st
+}
+
+// An episode keeps a storm of one condition from becoming a storm of log lines:
+// one a minute says how many were muted since the last. Atomic.
+type episode struct {
+	last  atomic.Int64
+	muted atomic.Uint64
+}
+
+// begin reports whether to log, and how many were not since it last said so.
+func (e *episode) begin() (muted uint64, ok bool) {
+	at, last := now(), e.last.Load()
+	if last != 0 && at-last < int64(time.Minute) || !e.last.CompareAndSwap(last, at) {
+		e.muted.Add(1)
+		return 0, false
+	}
+	return e.muted.Swap(0), true
 }
 
 // A delayList holds the sessions in which a message of one lane waits, in the

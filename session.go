@@ -637,7 +637,9 @@ func (p *pusher) wreck(call string, s *Session, what any) error {
 	if what == nil {
 		what = "runtime.Goexit"
 	}
-	p.g.log.Error("sink panicked", "call", call, "session", s.id, "panic", what, "stack", string(debug.Stack()))
+	if muted, ok := p.g.panicked.begin(); ok {
+		p.g.log.Error("sink panicked", "call", call, "session", s.id, "panic", what, "muted", muted, "stack", string(debug.Stack()))
+	}
 	return fmt.Errorf("%w: %s: %v", ErrSinkPanic, call, what)
 }
 

@@ -45,6 +45,11 @@ type ReceiverStats struct {
 	Dropped uint64 // was full for too long, or left during the hand-over
 }
 
+func (s *ReceiverStats) add(r *receiver) {
+	s.Handed += r.handed.value()
+	s.Dropped += r.dropped.value()
+}
+
 // GatewayStats is a snapshot of a Gateway's counters, which count from New on.
 // At rest these hold in each lane:
 //
@@ -56,7 +61,7 @@ type GatewayStats struct {
 	Sessions int
 	Users    int         // users with a session, or with history to be resumed
 	Batches  uint64      // Push calls that returned nil
-	Hung     uint64      // Push and Close calls that had not returned 1 s after the Gateway stopped
+	Hung     uint64      // Push and Close calls that had not returned 1 s after their session ended
 	Ended    SessionEnds // sessions that ended, by reason
 }
 
