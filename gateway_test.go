@@ -1671,3 +1671,548 @@ func TestGatewayShutdown(t *testing.T) {
 		require.ErrorIs(t, <-down, ErrClosed)
 	})
 }
+
+// A hearer checks, for the sessions whose sinks it is, that each publisher's
+// messages arrive in the order in which they were published, lane by lane. The
+// publisher is a message's Source, its number there the Timestamp.
+type hearer struct {
+	t     testing.TB
+	whole bool // nothing may be missing either
+	last  map[string]int64
+	count int
+}
+
+func newHearer(t testing.TB, whole bool) *hearer {
+	return &hearer{t: t, whole: whole, last: make(map[string]int64)}
+}
+
+// hear is a hook of a ledger; nobody else may read h meanwhile.
+func (h *hearer) hear(_ context.Context, batch []*Message) error {
+	for _, m := range batch {
+		h.count++
+		key := m.n.Source + m.priority.String()
+		if m.n.UserID == AllUsers { // numbered apart
+			key += AllUsers
+		}
+		if last := h.last[key]; m.n.Timestamp <= last || h.whole && m.n.Timestamp != last+1 {
+			h.t.Errorf("%s: number %d of %s after %d", m.n.ID, m.n.Timestamp, key, last)
+		}
+		h.last[key] = m.n.Timestamp
+	}
+	return nil
+}
+
+func TestEndToEnd(t *testing.T) {
+	// flow publishes messages for users from as many goroutines, number each in
+	// its lane, user by user and for all, and returns how many each user was sent.
+	const publishers = 8
+	flow := func(t *testing.T, b *Broker, users, each int) (perUser []int, all int) {
+		sent := make([][]int, publishers)
+		toAll := make([]int, publishers)
+		var wg sync.WaitGroup
+		for pub := range publishers {
+			sent[pub] = make([]int, users)
+			random := rand.New(rand.NewPCG(seed(t), uint64(pub)))
+			wg.Go(func() {
+				numbers := make(map[string]int64)
+				for i := range each {
+					user, p := random.IntN(users), Priority(random.IntN(4))
+					n := note(fmt.Sprintf("%d-%d", pub, i), fmt.Sprintf("u%d", user), p)
+					if i%100 == 99 {
+						n = notice(n.ID, p)
+						toAll[pub]++
+					} else {
+						sent[pub][user]++
+					}
+					key := n.UserID + p.String()
+					numbers[key]++
+					n.Source, n.Timestamp = fmt.Sprintf("p%d", pub), numbers[key]
+					if err := b.PublishWait(context.Background(), n); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		perUser = make([]int, users)
+		for pub := range publishers {
+			for user, n := range sent[pub] {
+				perUser[user] += n
+			}
+			all += toAll[pub]
+		}
+		return perUser, all
+	}
+	t.Run("many publishers: each session gets all that is its own, in the order of each publisher and lane", func(t *testing.T) {
+		withProcs(t, func(t *testing.T) {
+			for _, size := range []int{1, 7, 100} {
+				b, g := pair(t, BrokerConfig{QueueCapacity: lanes(300)}, GatewayConfig{BatchSize: size, OutboxMessages: 100_000, InboxCapacity: 64})
+				const users = 50
+				var hearers [users]*hearer
+				var sinks [users]*ledger
+				for i := range users {
+					hearers[i] = newHearer(t, true)
+					_, sinks[i] = join(t, g, fmt.Sprintf("s%d", i), fmt.Sprintf("u%d", i), hooked(hearers[i].hear))
+					join(t, g, fmt.Sprintf("t%d", i), fmt.Sprintf("u%d", i), hooked(newHearer(t, true).hear)) // a second device
+				}
+				perUser, all := flow(t, b, users, sized(5_000, 1_000))
+				drain(t, b)
+				drain(t, g)
+				for i, h := range hearers {
+					require.Equal(t, perUser[i]+all, h.count, "user %d", i)
+					require.Len(t, sinks[i].ids(), h.count)
+				}
+				accounted(t, b, uint64(publishers*sized(5_000, 1_000)))
+			}
+		})
+	})
+	t.Run("sinks that fail, panic and dawdle, sessions that come and go: nothing is uncounted, no order is broken", func(t *testing.T) {
+		withProcs(t, func(t *testing.T) {
+			for _, policy := range []SlowPolicy{SlowClose, SlowDropOldest} {
+				b, g := pair(t, BrokerConfig{QueueCapacity: lanes(300)}, GatewayConfig{
+					BatchSize: 5, OutboxMessages: 20, InboxCapacity: 64, SlowPolicy: policy, Pushers: 3, MaxPushers: 30,
+					MaxSessionsPerUser: 4, MaxSessions: 150, SweepInterval: time.Millisecond, SessionTimeout: time.Hour,
+				})
+				const users = 40
+				s := seed(t)
+				var serial atomic.Int64
+				register := func(random *rand.Rand) {
+					id := serial.Add(1)
+					user := fmt.Sprintf("u%d", random.IntN(users))
+					h, fate := newHearer(t, false), random.IntN(12)
+					var own *Session
+					ready := make(chan struct{})
+					sink := newLedger(t, g)
+					sink.hook = func(ctx context.Context, ms []*Message) error {
+						if err := h.hear(ctx, ms); err != nil {
+							return err
+						}
+						<-ready
+						switch pushes := h.count % 50; {
+						case pushes != 0 || own == nil:
+						case fate == 0:
+							return errors.New("broken pipe")
+						case fate == 1:
+							panic("oops")
+						case fate == 2:
+							runtime.Goexit()
+						case fate == 3:
+							own.Close()
+						case fate == 4:
+							<-ctx.Done() // until somebody ends it
+						case fate < 8:
+							for range 1000 {
+								runtime.Gosched()
+							}
+						}
+						return nil
+					}
+					cfg := SessionConfig{ID: fmt.Sprintf("s%d", id%200), UserID: user, Sink: sink}
+					if random.IntN(20) == 0 {
+						cfg.Timeout = time.Millisecond
+					}
+					var err error
+					own, err = g.RegisterSession(cfg)
+					close(ready)
+					if err != nil && !errors.Is(err, ErrSessionExists) && !errors.Is(err, ErrTooManySessions) {
+						t.Error(err)
+					}
+				}
+				stop := make(chan struct{})
+				var churn sync.WaitGroup
+				for i := range 3 {
+					random := rand.New(rand.NewPCG(s, uint64(i)))
+					churn.Go(func() {
+						for {
+							select {
+							case <-stop:
+								return
+							default:
+							}
+							switch random.IntN(8) {
+							case 0, 1, 2:
+								register(random)
+							case 3:
+								_ = g.UnregisterSession(fmt.Sprintf("s%d", random.IntN(200)))
+							case 4:
+								if s, ok := g.Session(fmt.Sprintf("s%d", random.IntN(200))); ok {
+									s.Unsubscribe(ChannelAccount)
+									s.Touch()
+									s.SubscribeAll()
+								}
+							case 5:
+								_ = b.Subscribe(fmt.Sprintf("u%d", random.IntN(users)), "g")
+							case 6:
+								_ = b.Unsubscribe(fmt.Sprintf("u%d", random.IntN(users)), "g")
+							case 7:
+								g.Stats()
+								b.Stats()
+								runtime.Gosched()
+							}
+						}
+					})
+				}
+				flow(t, b, users, sized(5_000, 1_000))
+				close(stop)
+				churn.Wait()
+				drain(t, b)
+				agrees(t, b, g)
+				for s := range g.Sessions() { // of those who dawdle for ever
+					s.Close()
+				}
+				if err := g.Shutdown(t.Context()); err != nil {
+					require.ErrorIs(t, err, ErrClosed)
+				}
+				for p := P0; p <= P3; p++ {
+					require.Zero(t, lane(g, p).Pending)
+				}
+				ends := g.Stats().Ended
+				t.Logf("%+v", ends)
+				require.NotZero(t, ends.Failed)
+				accounted(t, b, uint64(publishers*sized(5_000, 1_000)))
+			}
+		})
+	})
+	t.Run("with P1 saturated P2 and P3 move at their quota into the sinks, and nobody is called stuck", func(t *testing.T) {
+		withProcs(t, func(t *testing.T) {
+			b, g := pair(t, BrokerConfig{}, GatewayConfig{OutboxMessages: 1 << 17})
+			var seen [NumPriorities]atomic.Int64
+			var sessions []*Session
+			for _, user := range series("u", 20) {
+				s, _ := join(t, g, user, user, func(cfg *SessionConfig, _ *ledger) {
+					cfg.Sink = SinkFunc(func(_ context.Context, ms []*Message) error {
+						for _, m := range ms {
+							seen[m.priority].Add(1)
+						}
+						return nil
+					})
+				})
+				sessions = append(sessions, s)
+			}
+			stop := make(chan struct{})
+			var flood sync.WaitGroup
+			for pub := range 2 {
+				flood.Go(func() {
+					for i := 0; ; i++ {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						// Whoever is refused comes again: the lane is always full.
+						if err := b.Publish(note(fmt.Sprintf("p%d-%d", pub, i), fmt.Sprintf("u%d", i%20+1), P1)); errors.Is(err, ErrQueueFull) {
+							runtime.Gosched()
+						}
+					}
+				})
+			}
+			n := sized(1_000, 200)
+			eventually(t, "P1 is saturated", func() bool { return b.Stats().Lanes[P1].Rejected > 0 })
+			from := seen[P1].Load()
+			for i := range n {
+				publishTo(t, b, fmt.Sprintf("u%d", i%20+1), P2, fmt.Sprintf("p2-%d", i))
+				publishTo(t, b, fmt.Sprintf("u%d", i%20+1), P3, fmt.Sprintf("p3-%d", i))
+			}
+			publishTo(t, b, "u1", P0, "urgent")
+			eventually(t, "all of P0, P2 and P3 while P1 goes on", func() bool {
+				return seen[P0].Load() == 1 && seen[P2].Load() == int64(n) && seen[P3].Load() == int64(n)
+			})
+			t.Logf("%d of P1 meanwhile", seen[P1].Load()-from)
+			require.False(t, receiverStats(t, b, "g").Stuck)
+			require.Zero(t, receiverStats(t, b, "g").Dropped)
+			for _, s := range sessions {
+				require.NoError(t, s.Err())
+			}
+			close(stop)
+			flood.Wait()
+			drain(t, b)
+			drain(t, g)
+		})
+	})
+	inBubble(t, "the quota is the Broker's: of 1,150 messages 1,000 are P1, 100 P2, 50 P3", func(t *testing.T) {
+		b, g := newBroker(t, BrokerConfig{}), newGateway(t, "g", GatewayConfig{BatchSize: 1, Pushers: 1, MaxPushers: 1, OutboxMessages: 1 << 17, MaxDelay: lanes(time.Duration(-1))})
+		require.NoError(t, b.RegisterGateway(g))
+		_, sink := join(t, g, "s", "u")
+		publishTo(t, b, "u", P1, series("P1-", 20_000)...)
+		publishTo(t, b, "u", P2, series("P2-", 1_000)...)
+		publishTo(t, b, "u", P3, series("P3-", 500)...)
+		runBroker(t, b)
+		runGateway(t, g)
+		pass(time.Second)
+		got := sink.ids()
+		require.Len(t, got, 21_500)
+		lastP2, lastP3 := slices.Index(got, "P2-1000"), slices.Index(got, "P3-500")
+		// Ten rounds of the Broker hold them; the Gateway takes from the three
+		// lanes in turn, and up to an inbox lane of each waits there.
+		require.Less(t, lastP2, 10*1150+3*1024)
+		require.Less(t, lastP3, 10*1150+3*1024)
+		conserved(t, b, g)
+	})
+	t.Run("on one thread everything moves", func(t *testing.T) {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+		b, g := pair(t, BrokerConfig{}, GatewayConfig{MaxDelay: lanes(time.Duration(-1))})
+		_, sink := join(t, g, "s", "u")
+		for i := range 1000 { // each wakes everybody from their sleep
+			id := strconv.Itoa(i)
+			publishTo(t, b, "u", Priority(i%4), id)
+			for len(sink.ids()) <= i {
+				runtime.Gosched()
+			}
+		}
+	})
+}
+
+// agrees requires that users are routed to g exactly while they have a session
+// there or were subscribed, and that gauges and indexes tell the same.
+func agrees(t testing.TB, b *Broker, g *Gateway) {
+	t.Helper()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	b.regMu.Lock()
+	defer b.regMu.Unlock()
+	want := make(map[string]uint8)
+	linked := 0
+	for s := g.first; s != nil; s = s.next {
+		linked++
+		if g.byID[s.id] != s || s.Err() != nil {
+			t.Errorf("session %q is in the list, not in the index", s.id)
+		}
+		want[s.user.id] |= held
+		if u, ok := g.users.Load(s.user.id); !ok || u != s.user || !slices.Contains(*u.sessions.Load(), s) {
+			t.Errorf("session %q is not among those of its user", s.id)
+		}
+	}
+	if linked != len(g.byID) {
+		t.Errorf("%d sessions in the list, %d in the index", linked, len(g.byID))
+	}
+	if n := g.users.Size(); n != len(want) {
+		t.Errorf("%d users, %d of them with a session", n, len(want))
+	}
+	if g.link != nil {
+		for user := range g.link.explicit {
+			want[user] |= subscribed
+		}
+	}
+	routed := 0
+	b.users.Range(func(user string, targets []target) bool {
+		for _, to := range targets {
+			if to.r == g.link {
+				routed++
+				if want[user] != to.why {
+					t.Errorf("user %q is routed because of %b, should be of %b", user, to.why, want[user])
+				}
+			}
+		}
+		return true
+	})
+	if g.link != nil && routed != len(want) {
+		t.Errorf("%d users routed, should be %d", routed, len(want))
+	}
+}
+
+func TestRoutes(t *testing.T) {
+	t.Run("a user is routed exactly while there is a session or a subscription, however they race", func(t *testing.T) {
+		b, g := pair(t, BrokerConfig{}, GatewayConfig{})
+		rounds := sized(1_000_000, 30_000) / 3
+		t.Logf("%d rounds with each number of threads", rounds)
+		withProcs(t, func(t *testing.T) {
+			sink := SinkFunc(func(context.Context, []*Message) error { return nil })
+			register := func(id string) *Session {
+				s, err := g.RegisterSession(SessionConfig{ID: id, UserID: "u", Sink: sink})
+				require.NoError(t, err)
+				return s
+			}
+			last := register("0")
+			var begin, end sync.WaitGroup
+			work := make([]chan func(), 2)
+			for i := range work {
+				work[i] = make(chan func(), 1)
+				end.Go(func() {
+					for f := range work[i] {
+						f()
+						begin.Done()
+					}
+				})
+			}
+			for i := range rounds {
+				explicit := i%4 < 2
+				begin.Add(2)
+				ending := last
+				work[0] <- func() { ending.Close() }
+				work[1] <- func() {
+					if explicit {
+						_ = b.Subscribe("u", "g")
+					} else {
+						_ = b.Unsubscribe("u", "g")
+					}
+				}
+				if i%3 == 0 { // nobody comes in its place
+					begin.Wait()
+					targets, _ := b.users.Load("u")
+					require.Equal(t, explicit, len(targets) == 1, "without a session")
+					last = register(strconv.Itoa(i + 1))
+				} else {
+					last = register(strconv.Itoa(i + 1))
+					begin.Wait()
+				}
+				targets, _ := b.users.Load("u")
+				require.Len(t, targets, 1)
+				require.NotZero(t, targets[0].why&held)
+				require.Equal(t, explicit, targets[0].why&subscribed != 0)
+			}
+			for _, w := range work {
+				close(w)
+			}
+			end.Wait()
+			last.Close()
+			_ = b.Unsubscribe("u", "g")
+			agrees(t, b, g)
+			require.Zero(t, b.Stats().Users)
+		})
+	})
+	t.Run("Subscribe, Unsubscribe and Close racing pushes leave indexes and gauges that agree", func(t *testing.T) {
+		withProcs(t, func(t *testing.T) {
+			b, g := pair(t, BrokerConfig{}, GatewayConfig{BatchSize: 3, OutboxMessages: 10_000, MaxDelay: lanes(time.Duration(-1))})
+			s := seed(t)
+			var wg sync.WaitGroup
+			for w := range 4 {
+				random := rand.New(rand.NewPCG(s, uint64(w)))
+				wg.Go(func() {
+					for i := range sized(3_000, 500) {
+						user := fmt.Sprintf("u%d", random.IntN(5))
+						switch random.IntN(6) {
+						case 0:
+							_, err := g.RegisterSession(SessionConfig{ID: fmt.Sprintf("%d-%d", w, i), UserID: user, Sink: newLedger(t, g)})
+							if err != nil {
+								t.Error(err)
+							}
+						case 1:
+							for s := range g.UserSessions(user) {
+								s.Close()
+								break
+							}
+						case 2:
+							for s := range g.UserSessions(user) {
+								s.Subscribe(ChannelTrade)
+								s.SubscribeAll()
+							}
+						case 3:
+							_ = b.Subscribe(user, "g")
+						case 4:
+							_ = b.Unsubscribe(user, "g")
+						case 5:
+							_ = b.Publish(note(fmt.Sprintf("m%d-%d", w, i), user, Priority(random.IntN(4))))
+							_ = b.Publish(notice(fmt.Sprintf("n%d-%d", w, i), Priority(random.IntN(4))))
+						}
+					}
+				})
+			}
+			wg.Wait()
+			agrees(t, b, g)
+			drain(t, b)
+			st := g.Stats()
+			ended := st.Ended.Closed + st.Ended.Slow
+			require.Equal(t, g.serial, uint64(st.Sessions)+ended)
+		})
+	})
+	inBubble(t, "a Gateway moves from one Broker to another, and its users with it", func(t *testing.T) {
+		b1, b2, g := newBroker(t, BrokerConfig{}), newBroker(t, BrokerConfig{}), newGateway(t, "g", GatewayConfig{})
+		require.NoError(t, b1.RegisterGateway(g))
+		runBroker(t, b1)
+		runBroker(t, b2)
+		runGateway(t, g)
+		_, sink := join(t, g, "s", "u")
+		require.NoError(t, b1.Subscribe("v", "g"))
+		require.ErrorIs(t, b2.RegisterGateway(g), ErrInvalid, "it belongs to another")
+		publishTo(t, b1, "u", P0, "one")
+		synctest.Wait()
+		require.NoError(t, b1.Unregister("g"))
+		require.Zero(t, b1.Stats().Users)
+		require.NoError(t, b2.RegisterGateway(g))
+		require.Equal(t, 1, b2.Stats().Users, "those with a session; subscriptions were the first Broker's")
+		publishTo(t, b1, "u", P0, "nowhere")
+		publishTo(t, b2, "u", P0, "two")
+		synctest.Wait()
+		require.Equal(t, []string{"one", "two"}, sink.ids())
+		agrees(t, b2, g)
+		join(t, g, "t", "w")
+		require.Equal(t, 2, b2.Stats().Users)
+		require.Zero(t, b1.Stats().Users)
+		require.Equal(t, uint64(1), b1.Stats().Lanes[P0].Unrouted)
+		require.Equal(t, uint64(1), receiverStats(t, b2, "g").Handed)
+		drain(t, b1)
+		drain(t, b2)
+		drain(t, g)
+		conserved(t, b1)
+		conserved(t, b2)
+		require.Equal(t, b1.Stats().Departed.Handed+b2.Stats().Departed.Handed, lane(g, P0).Received)
+	})
+	inBubble(t, "Unregister of a Gateway ends nobody's session", func(t *testing.T) {
+		b, g := newBroker(t, BrokerConfig{}), newGateway(t, "g", GatewayConfig{})
+		require.NoError(t, b.RegisterGateway(g))
+		runBroker(t, b)
+		runGateway(t, g)
+		s, sink := join(t, g, "s", "u")
+		publishTo(t, b, "u", P3, "on its way")
+		synctest.Wait()
+		require.NoError(t, b.Unregister("g"))
+		require.ErrorIs(t, b.Unregister("g"), ErrUnknownReceiver)
+		pass(time.Second)
+		require.NoError(t, s.Err())
+		require.Equal(t, []string{"on its way"}, sink.ids())
+		g.Inbox()[P0] <- NewMessage(note("without a Broker", "u", P0))
+		synctest.Wait()
+		require.Equal(t, []string{"on its way", "without a Broker"}, sink.ids())
+		require.NoError(t, b.RegisterGateway(g))
+		publishTo(t, b, "u", P0, "again")
+		synctest.Wait()
+		require.Equal(t, []string{"on its way", "without a Broker", "again"}, sink.take())
+	})
+	t.Run("a million users come and go, at most a hundred at once, and leave nothing", func(t *testing.T) {
+		n := sized(1_000_000, 50_000)
+		t.Logf("%d users", n)
+		b, g := pair(t, BrokerConfig{}, GatewayConfig{MaxDelay: lanes(time.Duration(-1))})
+		var taken atomic.Int64
+		sink := SinkFunc(func(_ context.Context, ms []*Message) error { taken.Add(int64(len(ms))); return nil })
+		come := func(from, to int) {
+			var there [100]*Session
+			for i := from; i < to; i++ {
+				if s := there[i%100]; s != nil {
+					s.Close()
+				}
+				s, err := g.RegisterSession(SessionConfig{ID: fmt.Sprintf("s%d", i), UserID: fmt.Sprintf("u%d", i), Sink: sink})
+				require.NoError(t, err)
+				there[i%100] = s
+				if i%10 == 0 {
+					require.NoError(t, b.PublishWait(t.Context(), note(fmt.Sprintf("m%d", i), fmt.Sprintf("u%d", i-i%7), Priority(i/10%4))))
+				}
+			}
+			for _, s := range there {
+				s.Close()
+			}
+			eventually(t, "every Close", func() bool {
+				g.due.mu.Lock()
+				defer g.due.mu.Unlock()
+				return g.due.urgent.n+g.due.others.n+g.due.limbo.n == 0 && g.due.idle == g.due.pool && b.Stats().Lanes[P0].Queued == 0
+			})
+		}
+		come(0, 20_000) // the dedup window is full, and the tables have their size
+		before := heap()
+		come(20_000, 20_000+n)
+		eventually(t, "nothing is queued", func() bool {
+			s := b.Stats()
+			return s.Lanes[P0].Queued+s.Lanes[P1].Queued+s.Lanes[P2].Queued+s.Lanes[P3].Queued == 0
+		})
+		grown := heap() - before
+		t.Logf("%d bytes more", grown)
+		require.Less(t, grown, int64(8<<20))
+		require.NotZero(t, taken.Load())
+		agrees(t, b, g)
+		st := g.Stats()
+		require.Zero(t, st.Sessions)
+		require.Zero(t, st.Users)
+		require.Zero(t, b.Stats().Users)
+		require.Equal(t, uint64(n+20_000), st.Ended.Closed)
+	})
+}
