@@ -1,0 +1,411 @@
+package wsgateway
+
+import (
+	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/qaexchange/notification"
+	"github.com/stretchr/testify/require"
+)
+
+// impatient is a configuration under which a test need not wait long.
+var impatient = Config{PingInterval: 100 * time.Millisecond, PongTimeout: 200 * time.Millisecond, WriteTimeout: 500 * time.Millisecond, CommandsPerSecond: 1000}
+
+// large fills the kernel's buffers soon.
+var large = notification.OrderRejected{Reason: strings.Repeat("x", 512<<10)}
+
+// tick calls f every d until it fails.
+func tick(d time.Duration, f func() error) {
+	for range time.Tick(d) {
+		if f() != nil {
+			return
+		}
+	}
+}
+
+func TestAStuckPeer(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		t.Run(fmt.Sprintf("is gone within WriteTimeout and a second, and holds up nobody (TLS %v)", secure), func(t *testing.T) {
+			ln := net.Listener(smallBuffers{listen(t)})
+			if secure {
+				ln = tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{certificate(t)}})
+			}
+			cfg := impatient
+			cfg.PingInterval = patience // it is the write that must be noticed
+			s := serveOn(t, ln, notification.GatewayConfig{OutboxMessages: 1024}, cfg)
+			stuck := dialStuck(t, s, secure)
+			defer stuck.Close()
+			session := s.session("stuck")
+			var lively *client
+			if !secure { // the client of the library would need the certificate
+				lively = s.dial("lively", false, "")
+				s.session("lively")
+			}
+
+			start := time.Now()
+			for i := 0; session.Err() == nil; i++ {
+				s.publish("stuck", large)
+				if lively != nil {
+					n := s.publish("lively", notification.OrderRejected{})
+					require.Equal(t, n.ID, lively.frame().MessageID, "held up")
+				}
+				if i > 64 { // more than the kernel holds: the Gateway has it
+					<-session.Done()
+				}
+			}
+			<-session.Done()
+			t.Logf("ended after %s with %v; WriteTimeout %s", time.Since(start).Round(time.Millisecond), session.Err(), cfg.WriteTimeout)
+			eventually(t, "the connection gone", func() bool { return active(s) == 0 || lively != nil && active(s) == 1 })
+			t.Logf("gone after %s", time.Since(start).Round(time.Millisecond))
+			require.Zero(t, s.gateway.Stats().Hung, "no pusher was left behind")
+		})
+	}
+	t.Run("that ends for another reason meanwhile gives the Gateway its pusher back at once", func(t *testing.T) {
+		cfg := impatient
+		cfg.WriteTimeout, cfg.PingInterval = time.Hour, time.Hour
+		s := serveOn(t, smallBuffers{listen(t)}, notification.GatewayConfig{BatchSize: 1, OutboxMessages: 1024}, cfg)
+		stuck := dialStuck(t, s, false)
+		defer stuck.Close()
+		session := s.session("stuck")
+		for range 64 {
+			s.publish("stuck", large)
+		}
+		eventually(t, "a blocked Push", func() bool { return s.gateway.Stats().Lanes[notification.P0].Pending > 0 })
+		require.NoError(t, session.Close())
+		<-session.Done()
+		eventually(t, "the connection gone", func() bool { return active(s) == 0 })
+		require.Zero(t, s.gateway.Stats().Hung)
+	})
+	t.Run("that reads again in time is told 4000, and then nothing more", func(t *testing.T) {
+		cfg := impatient
+		cfg.WriteTimeout, cfg.PingInterval = 2*time.Second, patience
+		s := serveOn(t, smallBuffers{listen(t)}, notification.GatewayConfig{BatchSize: 1, OutboxMessages: 16}, cfg)
+		c := s.rawDial("slow")
+		s.session("slow")
+		eventually(t, "it ended as slow", func() bool {
+			s.publish("slow", large)
+			return s.gateway.Stats().Ended.Slow == 1
+		})
+		code, heard := c.goodbye()
+		require.NotEmpty(t, heard)
+		require.Equal(t, 4000, code)
+	})
+}
+
+func active(s *server) int {
+	s.handler.mu.Lock()
+	defer s.handler.mu.Unlock()
+	return s.handler.active
+}
+
+// dialStuck connects somebody who will never read.
+func dialStuck(t *testing.T, s *server, secure bool) net.Conn {
+	nc, err := net.Dial("tcp", s.addr)
+	require.NoError(t, err)
+	if secure {
+		nc = tls.Client(nc, &tls.Config{InsecureSkipVerify: true}) // the certificate is not what is tested
+	}
+	require.NoError(t, handshake(nc, bufio.NewReader(nc), "stuck", ""))
+	return nc
+}
+
+func certificate(t *testing.T) tls.Certificate {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	require.NoError(t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func TestSilence(t *testing.T) {
+	t.Run("a peer that does not answer a ping is gone", func(t *testing.T) {
+		s := serve(t, notification.GatewayConfig{}, impatient)
+		c := s.rawDial("half-open")
+		code, heard := c.goodbye()
+		require.Equal(t, []byte{opPing}, heard)
+		require.Equal(t, 4001, code)
+		s.noSessions()
+	})
+	t.Run("also if it is written to all the time", func(t *testing.T) {
+		s := serve(t, notification.GatewayConfig{}, impatient)
+		c := s.rawDial("half-open")
+		session := s.session("half-open")
+		go tick(time.Millisecond, func() error { // ends with the session; the test waits for it
+			_ = s.broker.Publish(notification.New("half-open", notification.OrderFilled{}, "test"))
+			return session.Err()
+		})
+		code, heard := c.goodbye()
+		require.Contains(t, heard, byte(opPing))
+		require.Equal(t, 4001, code)
+		<-session.Done()
+	})
+	t.Run("a peer that answers lives on, and is heard of", func(t *testing.T) {
+		s := serve(t, notification.GatewayConfig{}, impatient)
+		c := s.rawDial("alive")
+		session := s.session("alive")
+		for range 4 {
+			opcode, payload, err := c.read()
+			require.NoError(t, err)
+			require.Equal(t, byte(opPing), opcode)
+			before := session.LastActive()
+			_, err = c.Write(masked(fin|opPong, payload))
+			require.NoError(t, err)
+			eventually(t, "Touch", func() bool { return session.LastActive().After(before.Add(time.Millisecond)) })
+		}
+		require.NoError(t, session.Err())
+	})
+	t.Run("a peer that speaks is not pinged", func(t *testing.T) {
+		cfg := impatient
+		cfg.PingInterval = time.Second
+		s := serve(t, notification.GatewayConfig{}, cfg)
+		c := s.rawDial("speaks")
+		for range time.Tick(cfg.PingInterval / 10) {
+			_, err := c.Write(masked(fin|opText, []byte(`{"action":"ping"}`)))
+			require.NoError(t, err)
+			opcode, _, err := c.read()
+			require.NoError(t, err)
+			require.Equal(t, byte(opText), opcode)
+			if time.Since(s.session("speaks").ConnectedAt()) > 2*cfg.PingInterval {
+				break
+			}
+		}
+	})
+}
+
+func TestTraps(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		send  func(c *rawClient)
+		codes []int // 0: the connection ends without a close frame that the peer could expect
+	}{
+		{"a frame header that promises a payload which never comes", func(c *rawClient) {
+			_, _ = c.Write([]byte{fin | opText, 0x80 | 100, 0, 0, 0, 0})
+		}, []int{1008}},
+		{"half a frame header", func(c *rawClient) {
+			_, _ = c.Write([]byte{fin | opText})
+		}, []int{1008}},
+		{"half a ping", func(c *rawClient) {
+			_, _ = c.Write([]byte{fin | opPing, 0x80 | 10, 0, 0, 0, 0, 'x'})
+		}, []int{1008}},
+		{"half a close frame", func(c *rawClient) {
+			_, _ = c.Write([]byte{fin | 8, 0x80 | 2, 0, 0, 0, 0, 3})
+		}, []int{1008}},
+		{"a message that drips", func(c *rawClient) {
+			_, _ = c.Write([]byte{fin | opText, 0x80 | 100, 0, 0, 0, 0})
+			tick(10*time.Millisecond, func() error { _, err := c.Write([]byte{'x'}); return err })
+		}, []int{1008, 0}},
+		{"a message that drips in frames, with every ping answered", func(c *rawClient) {
+			_, _ = c.Write(masked(opText, []byte("x")))
+			tick(10*time.Millisecond, func() error {
+				_, err := c.Write(append(masked(0, []byte("x")), masked(fin|opPong, nil)...))
+				return err
+			})
+		}, []int{1008, 0}},
+		{"endless empty frames of a message", func(c *rawClient) {
+			b := slices.Repeat(masked(0, nil), 1000)
+			_, err := c.Write(masked(opText, []byte("x")))
+			for err == nil {
+				_, err = c.Write(b)
+			}
+		}, []int{1009, 0}},
+		{"a flood of pings", func(c *rawClient) {
+			for range 100 {
+				if _, err := c.Write(slices.Repeat(masked(fin|opPing, []byte("ping")), 100)); err != nil {
+					return
+				}
+			}
+		}, []int{1008, 0}},
+		{"a flood of pongs", func(c *rawClient) {
+			for range 100 {
+				if _, err := c.Write(slices.Repeat(masked(fin|opPong, nil), 100)); err != nil {
+					return
+				}
+			}
+		}, []int{1008, 0}},
+		{"a frame without a mask", func(c *rawClient) {
+			_, _ = c.Write([]byte{fin | opText, 2, '{', '}'})
+		}, []int{1002}},
+		{"a length of 2^63", func(c *rawClient) {
+			_, _ = c.Write([]byte{fin | opText, 0x80 | 127, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+		}, []int{1002}},
+		{"a length of 2^62", func(c *rawClient) {
+			_, _ = c.Write([]byte{fin | opText, 0x80 | 127, 0x40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+			_, _ = c.Write(make([]byte, 8<<10))
+		}, []int{1009, 0}},
+		{"an unknown opcode", func(c *rawClient) { _, _ = c.Write(masked(fin|3, nil)) }, []int{1002}},
+		{"reserved bits", func(c *rawClient) { _, _ = c.Write(masked(fin|0x70|opText, []byte("{}"))) }, []int{1002}},
+		{"a continuation of nothing", func(c *rawClient) { _, _ = c.Write(masked(fin, []byte("x"))) }, []int{1002}},
+		{"a new message within a message", func(c *rawClient) {
+			_, _ = c.Write(append(masked(opText, []byte("x")), masked(fin|opText, []byte("x"))...))
+		}, []int{1002}},
+		{"a close frame with a code that is none", func(c *rawClient) { _, _ = c.Write(masked(fin|8, []byte{0, 1})) }, []int{1002}},
+		{"a write half that is closed", func(c *rawClient) { _ = c.Conn.(*net.TCPConn).CloseWrite() }, []int{1000}},
+	} {
+		t.Run(test.name+" ends the connection, by its deadline", func(t *testing.T) {
+			t.Parallel()
+			cfg := impatient
+			cfg.CommandsPerSecond = 200
+			cfg.PingInterval = patience
+			s := serve(t, notification.GatewayConfig{}, cfg)
+			c := s.rawDial("mallory")
+			s.session("mallory")
+			var sending sync.WaitGroup
+			sending.Go(func() { test.send(c) })
+			code, _ := c.goodbye()
+			_ = c.Close()
+			sending.Wait()
+			require.Contains(t, test.codes, code)
+			s.noSessions()
+			eventually(t, "the connection gone", func() bool { return active(s) == 0 })
+		})
+		t.Run(test.name+" does not keep the server from closing", func(t *testing.T) {
+			t.Parallel()
+			s := serve(t, notification.GatewayConfig{}, Config{WriteTimeout: 500 * time.Millisecond})
+			c := s.rawDial("mallory")
+			session := s.session("mallory")
+			var sending sync.WaitGroup
+			sending.Go(func() { test.send(c) })
+			sending.Go(func() { _, _ = io.Copy(io.Discard, c.r) })
+			_ = session.Close()
+			<-session.Done()
+			eventually(t, "the connection gone", func() bool { return active(s) == 0 })
+			sending.Wait()
+		})
+	}
+}
+
+// TestHostileConnections sends everything at once.
+func TestHostileConnections(t *testing.T) {
+	const n = 500
+	cfg := impatient
+	cfg.PingInterval, cfg.PongTimeout, cfg.CommandsPerSecond = 500*time.Millisecond, 2*time.Second, 10
+	s := serve(t, notification.GatewayConfig{}, cfg)
+	require.NoError(t, s.dial("first", false, "").ws.CloseNow())
+	eventually(t, "all that serves, and nobody else", func() bool { return s.gateway.Stats().Ended.Closed == 1 && active(s) == 0 })
+	fds, routines := descriptors(t), runtime.NumGoroutine()
+	start := time.Now()
+
+	garbage := func(c net.Conn, size int) error {
+		_, err := io.CopyN(c, rand.Reader, int64(size))
+		return err
+	}
+	// Before the upgrade, then after it.
+	early := []func(c net.Conn){
+		func(c net.Conn) { _, _ = c.Write([]byte("GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: web")) },
+		func(c net.Conn) {},
+		func(c net.Conn) { _ = garbage(c, 4096) },
+		func(c net.Conn) {
+			_, _ = c.Write([]byte("GET / HTTP/1.1\r\n"))
+			tick(10*time.Millisecond, func() error { _, err := c.Write([]byte("X: y\r\n")); return err })
+		},
+	}
+	late := []func(c *rawClient){
+		func(c *rawClient) {}, // never answers a ping
+		func(c *rawClient) { _, _ = c.Write([]byte{fin | opText, 0x80 | 126, 0xff, 0xff, 0, 0, 0, 0}) },
+		func(c *rawClient) { _, _ = c.Write([]byte{fin | opText, 0x80 | 127, 0, 0, 0, 1}) },
+		func(c *rawClient) { _, _ = c.Write([]byte{fin | opText, 5, 'h', 'e', 'l', 'l', 'o'}) },
+		func(c *rawClient) { _ = garbage(c, 64<<10) },
+		func(c *rawClient) {
+			for garbage(c, 4096) == nil {
+			}
+		},
+		func(c *rawClient) { _ = c.Conn.(*net.TCPConn).SetLinger(0); _ = c.Close() },
+		func(c *rawClient) { _ = c.Conn.(*net.TCPConn).CloseWrite() },
+		func(c *rawClient) {
+			_, err := c.Write(masked(opText, []byte("x")))
+			for err == nil {
+				_, err = c.Write(masked(0, nil))
+			}
+		},
+		func(c *rawClient) {
+			for err := error(nil); err == nil; {
+				_, err = c.Write(masked(fin|opPing, []byte("ping")))
+			}
+		},
+		func(c *rawClient) {
+			tick(10*time.Millisecond, func() error { _, err := c.Write([]byte{0}); return err })
+		},
+	}
+	var attacks sync.WaitGroup
+	for i := range n {
+		attacks.Go(func() {
+			if i%5 == 0 {
+				c, err := net.Dial("tcp", s.addr)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer c.Close()
+				_ = c.SetDeadline(time.Now().Add(patience))
+				early[i/5%len(early)](c)
+				untilClosed(t, c)
+				return
+			}
+			c, err := s.tryRawDial(fmt.Sprint("mallory-", i))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			late[i%len(late)](c)
+			untilClosed(t, c)
+		})
+	}
+	honest := s.dial("alice", false, "")
+	s.session("alice")
+	done := make(chan struct{})
+	go func() { attacks.Wait(); close(done) }()
+	served := 0
+	for range time.Tick(10 * time.Millisecond) {
+		m := s.publish("alice", notification.RiskAlert{})
+		require.Equal(t, m.ID, honest.frame().MessageID)
+		s.publish(notification.AllUsers, notification.SystemNotice{})
+		honest.hear()
+		served++
+		select {
+		case <-done:
+		default:
+			continue
+		}
+		break
+	}
+	t.Logf("%d attacks were over after %s; an honest client was served %d times meanwhile", n, time.Since(start).Round(time.Millisecond), served)
+	require.NoError(t, honest.ws.CloseNow())
+	eventually(t, "no goroutine left behind", func() bool { return runtime.NumGoroutine() <= routines })
+	eventually(t, "no descriptor left behind", func() bool { return descriptors(t) <= fds })
+	require.Zero(t, s.gateway.Stats().Hung)
+}
+
+// untilClosed reads until the server has closed the connection.
+func untilClosed(t *testing.T, c net.Conn) {
+	_, err := io.Copy(io.Discard, c)
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		t.Error("the server does not close the connection")
+	}
+}
+
+func descriptors(t testing.TB) int {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip("no /proc/self/fd to count descriptors in:", err)
+	}
+	return len(entries)
+}
