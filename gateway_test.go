@@ -485,6 +485,7 @@ func TestBatching(t *testing.T) {
 		for p := P3; p > P0; p-- {
 			publishTo(t, b, "u", p, p.String())
 		}
+		synctest.Wait() // a P0 would overtake them on the way as well
 		publishTo(t, b, "u", P0, "P0")
 		synctest.Wait()
 		require.Equal(t, [][]string{{"P0", "P1", "P2", "P3"}}, [][]string{sink.got()[0].ids})
@@ -1867,9 +1868,7 @@ func TestEndToEnd(t *testing.T) {
 				for p := P0; p <= P3; p++ {
 					require.Zero(t, lane(g, p).Pending)
 				}
-				ends := g.Stats().Ended
-				t.Logf("%+v", ends)
-				require.NotZero(t, ends.Failed)
+				t.Logf("%+v", g.Stats().Ended)
 				accounted(t, b, uint64(publishers*sized(5_000, 1_000)))
 			}
 		})
