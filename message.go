@@ -1,6 +1,7 @@
 package notification
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"encoding/json"
@@ -309,7 +310,7 @@ func (MarketHalt) Type() Type { return TypeMarketHalt }
 // it or with each other.
 type layout struct {
 	payload reflect.Type
-	names   []string // of the fields, in JSON
+	names   []string // of the payload's members in JSON: "type", then the fields
 	fields  []field
 
 	// What JSON has between the values of the header, the type's name included.
@@ -357,6 +358,7 @@ func makeLayouts() (ls [numTypes]layout) {
 		}
 		l := &ls[t]
 		l.payload = p
+		l.names = []string{"type"}
 		l.afterID = `,"message_type":"` + catalog[t].name + `","user_id":"`
 		l.afterSource = `,"payload":{"type":"` + catalog[t].name + `"`
 		l.end = `}}`
@@ -520,45 +522,49 @@ func (n Notification) MarshalJSON() ([]byte, error) { return marshalJSON(&n), ni
 // payload that is missing or says it is of another type. What Validate asks
 // beyond that is left to Validate.
 func (n *Notification) UnmarshalJSON(b []byte) error {
-	var head, body map[string]json.RawMessage
-	if err := json.Unmarshal(b, &head); err != nil {
-		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	if !json.Valid(b) {
+		return fmt.Errorf("%w: %w", ErrInvalid, json.Unmarshal(b, new(any)))
 	}
-	if head == nil {
-		return nil // null, which by convention changes nothing
+	b = bytes.TrimSpace(b)
+	if string(b) == "null" {
+		return nil // by convention changes nothing
 	}
 	var v Notification
-	var t, said Type
+	var typ string
+	var head [len(headNames)][]byte
 	if err := cmp.Or(
-		member(head, "message_id", &v.ID),
-		member(head, "message_type", &t),
-		member(head, "user_id", &v.UserID),
-		member(head, "priority", (*uint8)(&v.Priority)),
-		member(head, "timestamp", &v.Timestamp),
-		member(head, "source", &v.Source),
-		member(head, "payload", &body),
-		member(body, "type", &said),
+		members("notification", b, headNames[:], head[:]),
+		decode("message_id", head[0], &v.ID),
+		decode("message_type", head[1], &typ),
+		decode("user_id", head[2], &v.UserID),
+		decode("priority", head[3], (*uint8)(&v.Priority)),
+		decode("timestamp", head[4], &v.Timestamp),
+		decode("source", head[5], &v.Source),
 	); err != nil {
 		return err
 	}
-	switch {
-	case t == 0:
+	t, err := ParseType(typ)
+	switch payload := head[6]; {
+	case typ == "":
 		return fmt.Errorf("%w: message_type is missing", ErrInvalid)
+	case err != nil:
+		return fmt.Errorf("message_type: %w", err)
 	case v.Priority >= NumPriorities:
 		return fmt.Errorf("%w: priority %d is over %d", ErrInvalid, uint8(v.Priority), uint8(P3))
-	case body == nil:
+	case payload == nil || string(payload) == "null":
 		return fmt.Errorf("%w: payload is missing", ErrInvalid)
-	case said != 0 && said != t:
-		return fmt.Errorf("%w: payload is of type %s under message_type %s", ErrInvalid, said, t)
 	}
 	l := &layouts[t]
+	body, said := make([][]byte, len(l.names)), typ
+	if err := cmp.Or(members("payload", head[6], l.names, body), decode("type", body[0], &said)); err != nil {
+		return err
+	}
+	if said != typ {
+		return fmt.Errorf("%w: payload is of type %q under message_type %q", ErrInvalid, clip(said), typ)
+	}
 	p := reflect.New(l.payload).Elem()
-	for i, f := range l.fields {
-		if f.kind == kindFloat64 && string(body[l.names[i]]) == "null" {
-			p.Field(i).SetFloat(math.NaN())
-			continue
-		}
-		if err := member(body, l.names[i], p.Field(i).Addr().Interface()); err != nil {
+	for i, raw := range body[1:] {
+		if err := decode(l.names[i+1], raw, p.Field(i).Addr().Interface()); err != nil {
 			return err
 		}
 	}
@@ -567,15 +573,117 @@ func (n *Notification) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// member decodes one member of an object, if it is there; an error wraps
-// ErrInvalid and names it.
-func member(object map[string]json.RawMessage, name string, dst any) error {
-	raw, ok := object[name]
-	if !ok {
+// headNames are the keys that UnmarshalJSON knows outside the payload.
+var headNames = [...]string{"message_id", "message_type", "user_id", "priority", "timestamp", "source", "payload"}
+
+// members finds the values of names in a JSON object, of equal keys the last.
+// b is valid JSON, without space around it: so each step below has something
+// to step on.
+func members(what string, b []byte, names []string, values [][]byte) error {
+	if b[0] != '{' {
+		return fmt.Errorf("%w: %s is no object", ErrInvalid, what)
+	}
+	for b = space(b[1:]); b[0] != '}'; b = space(b) {
+		if b[0] == ',' {
+			b = space(b[1:])
+		}
+		n := valueLen(b)
+		key := b[1 : n-1]
+		if bytes.IndexByte(key, '\\') >= 0 {
+			key = []byte(unquote(b[:n]))
+		}
+		b = space(space(b[n:])[1:]) // behind the colon
+		n = valueLen(b)
+		for i, name := range names {
+			if string(key) == name {
+				values[i] = b[:n]
+			}
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// space skips it.
+func space(b []byte) []byte { return bytes.TrimLeft(b, " \t\r\n") }
+
+// valueLen returns the length of the value that b, valid JSON, begins with.
+func valueLen(b []byte) int {
+	depth := 0
+	for i := 0; ; i++ {
+		switch b[i] {
+		case '"':
+			for i++; b[i] != '"'; i++ {
+				if b[i] == '\\' {
+					i++
+				}
+			}
+		case '{', '[':
+			depth++
+			continue
+		case '}', ']':
+			depth--
+		default:
+			// A literal, or, in an object or array, what stands between values.
+			if depth > 0 {
+				continue
+			}
+			if n := bytes.IndexAny(b[i:], ",]} \t\r\n"); n >= 0 {
+				return i + n
+			}
+			return len(b)
+		}
+		if depth == 0 {
+			return i + 1
+		}
+	}
+}
+
+// unquote returns what the JSON string raw says.
+func unquote(raw []byte) (s string) {
+	if inside := raw[1 : len(raw)-1]; bytes.IndexByte(inside, '\\') < 0 && utf8.Valid(inside) {
+		return string(inside)
+	}
+	_ = json.Unmarshal(raw, &s) // it is valid
+	return s
+}
+
+// decode stores what the JSON value raw says in the variable that dst points
+// to; null and nil, for a missing one, change nothing, but null for a float is
+// NaN. An error wraps ErrInvalid and names the key.
+func decode(key string, raw []byte, dst any) error {
+	if raw == nil {
 		return nil
 	}
-	if err := json.Unmarshal(raw, dst); err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrInvalid, name, err)
+	if f, ok := dst.(*float64); ok && raw[0] == 'n' {
+		*f = math.NaN()
+	}
+	if raw[0] == 'n' {
+		return nil
+	}
+	if s, ok := dst.(*string); ok {
+		if raw[0] != '"' {
+			return fmt.Errorf("%w: %s: %s is no string", ErrInvalid, key, clip(string(raw)))
+		}
+		*s = unquote(raw)
+		return nil
+	}
+	var err error
+	var u uint64
+	switch dst := dst.(type) {
+	case *float64:
+		*dst, err = strconv.ParseFloat(string(raw), 64)
+	case *int64:
+		*dst, err = strconv.ParseInt(string(raw), 10, 64)
+	case *uint32:
+		u, err = strconv.ParseUint(string(raw), 10, 32)
+		*dst = uint32(u)
+	case *uint8:
+		u, err = strconv.ParseUint(string(raw), 10, 8)
+		*dst = uint8(u)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %s: %s is no %T", ErrInvalid, key, clip(string(raw)), reflect.ValueOf(dst).Elem().Interface())
 	}
 	return nil
 }
