@@ -79,24 +79,26 @@ func (c *conn) register() error {
 	defer close(c.ready)
 	cfg := notification.SessionConfig{ID: rand.Text(), UserID: c.who.UserID, Sink: c}
 	var frames []byte
-	after, err := notification.ParseCursor(c.after)
-	if err == nil && c.after != "" {
-		cfg.After = after
-		c.session, err = c.h.gateway.RegisterSession(cfg)
+	var err error
+	cursor := c.after
+	if cursor != "" {
+		if cfg.After, err = notification.ParseCursor(cursor); err == nil {
+			c.session, err = c.h.gateway.RegisterSession(cfg)
+		}
+		// A cursor that is none is as good as one that is gone: either way the
+		// client has to load a snapshot.
+		if errors.Is(err, notification.ErrInvalid) || errors.Is(err, notification.ErrCursorGone) {
+			frames = appendReply(frames, &reply{Action: "reset", Reason: "cursor_gone"})
+			cursor = ""
+		}
 	}
-	// A cursor that is none is as good as one that is gone: either way the
-	// client has to load a snapshot.
-	if errors.Is(err, notification.ErrCursorGone) || c.after != "" && cfg.After == (notification.Cursor{}) {
-		frames = appendReply(frames, &reply{Action: "reset", Reason: "cursor_gone"})
-		err = nil
-	}
-	if err == nil && c.session == nil {
+	if cursor == "" {
 		// A running Push has moved the cursor on before the client has the
 		// batch, and the welcome must not promise it. So no Push may come before
 		// we have looked: nothing passes the filter until then.
 		cfg.After, cfg.Channels = notification.Cursor{}, []notification.Channel{}
 		if c.session, err = c.h.gateway.RegisterSession(cfg); err == nil {
-			after = c.session.Cursor()
+			cursor = c.session.Cursor().String()
 			c.session.SubscribeAll()
 		}
 	}
@@ -112,7 +114,6 @@ func (c *conn) register() error {
 	}
 	c.session.Touch()
 	if c.batches {
-		cursor := after.String()
 		frames = appendReply(frames, &reply{Action: "welcome", SessionID: c.session.ID(), Cursor: &cursor})
 	}
 	if len(frames) == 0 {

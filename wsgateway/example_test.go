@@ -230,7 +230,7 @@ func Example_resume() {
 	_ = ws.CloseNow()
 
 	x.gateway.Gap() // messages may have been lost: no cursor holds any more
-	connect()
+	_ = connect().CloseNow()
 	fmt.Println(x.stop(ctx))
 	// Output:
 	// order-1

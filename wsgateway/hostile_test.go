@@ -44,12 +44,12 @@ func TestAStuckPeer(t *testing.T) {
 		t.Run(fmt.Sprintf("is gone within WriteTimeout and a second, and holds up nobody (TLS %v)", secure), func(t *testing.T) {
 			ln := net.Listener(smallBuffers{listen(t)})
 			if secure {
-				ln = tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{certificate(t)}})
+				ln = secureListener(t, ln)
 			}
 			cfg := impatient
 			cfg.PingInterval = patience // it is the write that must be noticed
 			s := serveOn(t, ln, notification.GatewayConfig{OutboxMessages: 1024}, cfg)
-			stuck := dialStuck(t, s, secure)
+			stuck := dial(t, s, "stuck", secure)
 			defer stuck.Close()
 			session := s.session("stuck")
 			var lively *client
@@ -80,7 +80,7 @@ func TestAStuckPeer(t *testing.T) {
 		cfg := impatient
 		cfg.WriteTimeout, cfg.PingInterval = time.Hour, time.Hour
 		s := serveOn(t, smallBuffers{listen(t)}, notification.GatewayConfig{BatchSize: 1, OutboxMessages: 1024}, cfg)
-		stuck := dialStuck(t, s, false)
+		stuck := dial(t, s, "stuck", false)
 		defer stuck.Close()
 		session := s.session("stuck")
 		for range 64 {
@@ -114,24 +114,25 @@ func active(s *server) int {
 	return s.handler.active
 }
 
-// dialStuck connects somebody who will never read.
-func dialStuck(t *testing.T, s *server, secure bool) net.Conn {
+// dial connects a user who will not read unless the test does.
+func dial(t *testing.T, s *server, user string, secure bool) net.Conn {
 	nc, err := net.Dial("tcp", s.addr)
 	require.NoError(t, err)
+	require.NoError(t, nc.SetDeadline(time.Now().Add(patience)))
 	if secure {
 		nc = tls.Client(nc, &tls.Config{InsecureSkipVerify: true}) // the certificate is not what is tested
 	}
-	require.NoError(t, handshake(nc, bufio.NewReader(nc), "stuck", ""))
+	require.NoError(t, handshake(nc, bufio.NewReaderSize(nc, 16), user, "")) // reads hardly more than the answer
 	return nc
 }
 
-func certificate(t *testing.T) tls.Certificate {
+func secureListener(t *testing.T, ln net.Listener) net.Listener {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	require.NoError(t, err)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	return tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
 }
 
 func TestSilence(t *testing.T) {
@@ -156,21 +157,31 @@ func TestSilence(t *testing.T) {
 		require.Equal(t, 4001, code)
 		<-session.Done()
 	})
-	t.Run("a peer that answers lives on, and is heard of", func(t *testing.T) {
-		s := serve(t, notification.GatewayConfig{}, impatient)
-		c := s.rawDial("alive")
-		session := s.session("alive")
-		for range 4 {
-			opcode, payload, err := c.read()
-			require.NoError(t, err)
-			require.Equal(t, byte(opPing), opcode)
-			before := session.LastActive()
-			_, err = c.Write(masked(fin|opPong, payload))
-			require.NoError(t, err)
-			eventually(t, "Touch", func() bool { return session.LastActive().After(before.Add(time.Millisecond)) })
-		}
-		require.NoError(t, session.Err())
-	})
+	for _, secure := range []bool{false, true} {
+		t.Run(fmt.Sprintf("a peer that answers lives on, and is heard of (TLS %v)", secure), func(t *testing.T) {
+			ln := listen(t)
+			if secure {
+				ln = secureListener(t, ln)
+			}
+			s := serveOn(t, ln, notification.GatewayConfig{}, impatient)
+			nc := dial(t, s, "alive", secure)
+			defer nc.Close()
+			c := &rawClient{t, nc, bufio.NewReader(nc)}
+			session := s.session("alive")
+			for range 4 {
+				opcode, payload, err := c.read()
+				require.NoError(t, err)
+				require.Equal(t, byte(opPing), opcode)
+				before := session.LastActive()
+				_, err = c.Write(masked(fin|opPong, payload))
+				require.NoError(t, err)
+				eventually(t, "Touch", func() bool { return session.LastActive().After(before.Add(time.Millisecond)) })
+			}
+			s.gateway.Gap()
+			code, _ := c.goodbye()
+			require.Equal(t, 4003, code)
+		})
+	}
 	t.Run("a peer that speaks is not pinged", func(t *testing.T) {
 		cfg := impatient
 		cfg.PingInterval = time.Second

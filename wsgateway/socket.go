@@ -64,7 +64,7 @@ func (s *socket) end(e *ending) {
 
 // Read is the library's, always in the reader's goroutine.
 func (s *socket) Read(p []byte) (int, error) {
-	if s.armed.IsZero() {
+	if s.armed.IsZero() && !s.closed {
 		s.arm()
 	}
 	for {

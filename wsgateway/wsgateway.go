@@ -69,8 +69,8 @@ type Config struct {
 	// MaxConnections bounds the connections, upgrades under way included; over
 	// it the answer is 503. Default 0: no bound.
 	MaxConnections int
-	// Logger gets, at Debug, why a connection was refused or ended; nil
-	// discards.
+	// Logger gets, at Debug, why a connection was refused or ended, and above it
+	// what the server does wrong; nil discards.
 	Logger *slog.Logger
 }
 
