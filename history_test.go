@@ -9,10 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -1400,4 +1402,301 @@ func TestHistoryConfig(t *testing.T) {
 			require.EqualValues(t, 3, g.Stats().Lanes[P0].NoSession)
 		})
 	})
+}
+
+// A tape says what was published at which place of each lane, so that nothing
+// need be remembered to know what a session must have got between two cursors.
+// Everybody on it is known to the Gateway from first to last, so that the
+// numbers of the history are the places on the tape.
+type tape struct {
+	seed  uint64
+	total uint64 // in each lane
+}
+
+var tapeUsers = []string{"u", "v", "w"}
+
+func (a tape) at(p Priority, place uint64) (userID string, ch Channel) {
+	h := (a.seed ^ place<<2 ^ uint64(p)) * 0x9e3779b97f4a7c15 // SplitMix64's finish
+	h = (h ^ h>>30) * 0xbf58476d1ce4e5b9
+	h = (h ^ h>>27) * 0x94d049bb133111eb
+	h ^= h >> 31
+	if h%10 == 0 || place == a.total {
+		return AllUsers, ChannelSystem
+	}
+	return tapeUsers[h>>8%3], ChannelTrade + Channel(h>>16%5)
+}
+
+func (a tape) note(p Priority, place uint64) *Notification {
+	userID, ch := a.at(p, place)
+	n := on(ch, fmt.Sprint(uint8(p), "-", place), userID, p)
+	n.Timestamp = int64(place)
+	return n
+}
+
+// A chaos is a client whose connection ends at random points, in every way there
+// is, and whose filter changes; it knows the tape and checks each batch.
+type chaos struct {
+	t      *testing.T
+	b      *Broker
+	g      *Gateway
+	tape   tape
+	userID string
+	rng    *rand.Rand // owned by whoever runs: the loop between connections, Push during one
+	over   <-chan struct{}
+
+	at                      Cursor
+	always, ever            uint32 // the channels that the filter admitted all the time, and at any time
+	conns, resets, repeated int
+	failed                  bool
+	taken                   uint64
+	behind                  [NumPriorities]atomic.Uint64 // up to where it has got, for those who publish
+}
+
+func (c *chaos) bad(format string, args ...any) {
+	if !c.failed {
+		c.failed = true
+		c.t.Errorf("%s: %s", c.userID, fmt.Sprintf(format, args...))
+	}
+}
+
+// check compares a batch with what the tape has between two cursors.
+func (c *chaos) check(batch []*Message, to Cursor) {
+	var lanes [NumPriorities][]uint64
+	for _, m := range batch {
+		lanes[m.priority] = append(lanes[m.priority], uint64(m.n.Timestamp))
+	}
+	for p, got := range lanes {
+		for place := c.at.numbers[p] + 1; place <= to.numbers[p]; place++ {
+			userID, ch := c.tape.at(Priority(p), place)
+			mine := userID == c.userID || userID == AllUsers
+			here := len(got) > 0 && got[0] == place
+			switch {
+			case here && (!mine || !admits(c.ever, ch)):
+				c.bad("P%d: place %d, of %s for %s, is not for it", p, place, ch, userID)
+			case !here && mine && admits(c.always, ch):
+				c.bad("P%d: place %d is missing between %d and %d", p, place, c.at.numbers[p], to.numbers[p])
+			}
+			if here {
+				got = got[1:]
+			}
+		}
+		if len(got) > 0 {
+			c.bad("P%d: place %d comes again or out of turn, between %d and %d", p, got[0], c.at.numbers[p], to.numbers[p])
+		}
+	}
+	c.taken += uint64(len(batch))
+	c.at = to
+	for p, n := range to.numbers {
+		c.behind[p].Store(n)
+	}
+}
+
+func (c *chaos) filter() (channels []Channel, bits uint32) {
+	if c.rng.IntN(3) == 0 {
+		return nil, allChannels
+	}
+	for ch := ChannelTrade; ch < numChannels; ch++ {
+		if c.rng.IntN(2) == 0 {
+			channels = append(channels, ch)
+		}
+	}
+	if channels == nil {
+		channels = []Channel{ChannelRisk}
+	}
+	return channels, filterOf(channels)
+}
+
+// sink returns what takes one connection's batches.
+func (c *chaos) sink(session func() *Session, calm bool) SinkFunc {
+	return func(ctx context.Context, batch []*Message) error {
+		s := session()
+		fate := c.rng.IntN(60)
+		if calm {
+			fate = -1
+		}
+		if fate == 0 {
+			c.repeated++
+			return errors.New("dropped before the batch was taken")
+		}
+		if fate == 1 { // a reader that hangs until it is called slow; during a replay nobody would
+			for polls := 0; polls < 50 && ctx.Err() == nil; polls++ {
+				select {
+				case <-ctx.Done():
+				case <-time.After(100 * time.Microsecond):
+				}
+			}
+			if c.rng.IntN(2) == 0 {
+				c.repeated++
+				return errors.New("dropped after it had hung")
+			}
+		}
+		c.check(batch, s.Cursor())
+		switch fate {
+		case 2:
+			_ = s.Close()
+		case 3:
+			_ = c.g.UnregisterSession(s.ID())
+		case 4:
+			s.SubscribeAll()
+		case 5:
+			s.Unsubscribe(ChannelTrade + Channel(c.rng.IntN(5)))
+		case 6: // narrows one that receives everything, and widens any other
+			s.Subscribe(ChannelTrade + Channel(c.rng.IntN(5)))
+		}
+		bits := filterOf(s.Subscriptions())
+		c.always &= bits
+		c.ever |= bits
+		if fate == 5 && bits == 0 { // nothing would come any more, the end of this connection included
+			_ = s.Close()
+		}
+		return nil
+	}
+}
+
+func (c *chaos) connect(after Cursor, channels []Channel, sink func(func() *Session) SinkFunc) (*Session, error) {
+	c.conns++
+	ready := make(chan *Session, 1)
+	s, err := c.g.RegisterSession(SessionConfig{
+		ID: fmt.Sprintf("%p-%d", c, c.conns), UserID: c.userID, Channels: channels, After: after,
+		Sink: sink(sync.OnceValue(func() *Session { return <-ready })),
+	})
+	ready <- s
+	return s, err
+}
+
+// run goes on until the tape is over and everything has arrived.
+func (c *chaos) run() {
+	silent := func(func() *Session) SinkFunc { return nil }
+	reset := func() {
+		s, err := c.connect(Cursor{}, []Channel{}, silent)
+		if err != nil {
+			c.bad("cannot begin: %v", err)
+			return
+		}
+		c.at = s.Cursor()
+		c.check(nil, c.at)
+		_ = s.Close()
+	}
+	reset()
+	for calm := false; !c.failed; {
+		select {
+		case <-c.over:
+			calm = true
+		default:
+		}
+		var channels []Channel
+		c.always = allChannels
+		if !calm {
+			channels, c.always = c.filter()
+		}
+		c.ever = c.always
+		from := c.at
+		s, err := c.connect(from, channels, func(session func() *Session) SinkFunc { return c.sink(session, calm) })
+		if errors.Is(err, ErrCursorGone) {
+			if !c.evicted(from) {
+				c.bad("the cursor %v is said to be gone with nothing evicted behind it", from.numbers)
+			}
+			c.resets++
+			reset()
+			continue
+		}
+		if err != nil {
+			c.bad("cannot resume: %v", err)
+			return
+		}
+		if calm { // the last place of each lane is for everybody
+			for s.Cursor().numbers != lanes(c.tape.total) && s.Err() == nil {
+				runtime.Gosched()
+			}
+			_ = s.Close()
+		} else {
+			select {
+			case <-s.Done():
+			case <-c.over:
+				_ = s.Close()
+			}
+		}
+		<-s.Done()
+		if end := s.Cursor(); c.rng.IntN(2) == 0 || calm { // over what it did not want
+			c.check(nil, end)
+		}
+		if calm && s.Err() != ErrSlowConsumer && c.at.numbers == lanes(c.tape.total) {
+			return
+		}
+	}
+}
+
+// evicted reports whether more of this user's messages, or of those to all, came
+// behind a cursor than a history keeps.
+func (c *chaos) evicted(from Cursor) bool {
+	for p := P0; p <= P3; p++ {
+		var mine, all int
+		for place := from.numbers[p] + 1; place <= c.g.numbers[p].Load(); place++ {
+			switch userID, _ := c.tape.at(p, place); userID {
+			case c.userID:
+				mine++
+			case AllUsers:
+				all++
+			}
+		}
+		if max(mine, all) > c.g.cfg.HistoryMessages {
+			return true
+		}
+	}
+	return false
+}
+
+func TestResumeChaos(t *testing.T) {
+	noLeaks(t)
+	start := seed(t)
+	b := newBroker(t, BrokerConfig{StallTimeout: time.Hour})
+	g := newGateway(t, "g", keeping(GatewayConfig{BatchSize: 64, OutboxMessages: 512, HistoryMessages: 2048}))
+	require.NoError(t, b.RegisterGateway(g))
+	runGateway(t, g)
+	runBroker(t, b)
+	_, err := g.RegisterSession(SessionConfig{ID: "w", UserID: "w", Sink: SinkFunc(func(context.Context, []*Message) error { return nil })})
+	require.NoError(t, err)
+	a := tape{seed: start, total: uint64(sized(1_000_000, 200_000)) / NumPriorities}
+	over := make(chan struct{})
+	var clients sync.WaitGroup
+	var all []*chaos
+	for i, userID := range []string{"u", "u", "v"} {
+		s, err := g.RegisterSession(SessionConfig{ID: fmt.Sprint("first", i), UserID: userID, Channels: []Channel{}, Sink: SinkFunc(nil)})
+		require.NoError(t, err)
+		c := &chaos{t: t, b: b, g: g, tape: a, userID: userID, rng: rand.New(rand.NewPCG(start, uint64(i))), over: over}
+		all = append(all, c)
+		require.NoError(t, s.Close())
+	}
+	for _, c := range all {
+		clients.Go(c.run)
+	}
+	var publishers sync.WaitGroup
+	for p := P0; p <= P3; p++ {
+		publishers.Go(func() {
+			for place := uint64(1); place <= a.total; place++ {
+				for _, c := range all { // not much faster than the slowest client, unless it waits for us to go on
+					for polls := 0; place%256 == 0 && c.behind[p].Load()+5000 < place && polls < 20; polls++ {
+						<-time.After(100 * time.Microsecond)
+					}
+				}
+				if err := b.PublishWait(context.Background(), a.note(p, place)); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	publishers.Wait()
+	close(over)
+	clients.Wait()
+	t.Logf("sessions ended: %+v", g.Stats().Ended)
+	for _, c := range all {
+		t.Logf("%s: %d connections, %d begun anew, %d batches repeated, %d messages taken", c.userID, c.conns, c.resets, c.repeated, c.taken)
+	}
+	drain(t, b)
+	drain(t, g)
+	conserved(t, b, g)
+	for p, l := range g.Stats().Lanes {
+		require.Equal(t, a.total, l.Received, "P%d", p)
+	}
 }
