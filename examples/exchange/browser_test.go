@@ -139,7 +139,7 @@ func market(t *testing.T, users int, rate float64) (x *exchange, web *server, st
 		if err := x.drain(end, web.hangUp); err != nil {
 			t.Error(err)
 		}
-		rows, mismatches := x.final(x.snapshot(), true)
+		rows, mismatches := x.final(x.snapshot(), true, 0)
 		if len(mismatches) > 0 {
 			t.Error(mismatches)
 		}

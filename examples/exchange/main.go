@@ -21,7 +21,10 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -171,7 +174,7 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 	failed := errors.Join(f.err, x.drain(drain, hangUp))
 
 	s := x.snapshot()
-	rows, mismatches := x.final(s, web != nil && web.guests.Load())
+	rows, mismatches := x.final(s, web != nil && web.guests.Load(), f.gone)
 	fmt.Fprintln(stdout)
 	printTable(stdout, rows)
 	fmt.Fprintln(stdout)
@@ -229,6 +232,9 @@ func (o options) conclude(out io.Writer, x *exchange, d *driver, f *flock, s sna
 		fmt.Fprintf(out, "%s flaky users came back %s times: %s whole, %s too late for the history, which told them so\n",
 			count(len(f.members)), count(f.whole+f.gone), count(f.whole), count(f.gone))
 	}
+	if slices.ContainsFunc(rows, func(r laneReport) bool { return !r.Held }) {
+		fmt.Fprintf(out, "a target was missed: %s\n", o.explain())
+	}
 	if lost > 0 {
 		err = fmt.Errorf("%s messages were lost", count(lost))
 	}
@@ -239,4 +245,17 @@ func (o options) conclude(out io.Writer, x *exchange, d *driver, f *flock, s sna
 		return "Not every user saw every message.", err
 	}
 	return "Every user saw every message once and in order, and every counter agrees.", nil
+}
+
+// explain says what a missed target may come from that is not the library's.
+func (o options) explain() string {
+	why := fmt.Sprintf("this machine has %d CPUs", runtime.GOMAXPROCS(0))
+	if load, err := os.ReadFile("/proc/loadavg"); err == nil { // where there is one
+		one, _, _ := strings.Cut(string(load), " ")
+		why += ", and over the last minute " + one + " tasks wanted one"
+	}
+	if o.flaky > 0 {
+		why += "; what a flaky user finds on coming back counts from when it was published"
+	}
+	return why
 }

@@ -3,11 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/qaexchange/notification"
@@ -34,7 +38,7 @@ func TestExchange(t *testing.T) {
 		if err := x.drain(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
-		rows, mismatches := x.final(x.snapshot(), false)
+		rows, mismatches := x.final(x.snapshot(), false, 0)
 		if len(mismatches) > 0 {
 			t.Error(mismatches)
 		}
@@ -58,7 +62,7 @@ func TestExchange(t *testing.T) {
 		if err := x.drain(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
-		if _, mismatches := x.final(x.snapshot(), false); len(mismatches) > 0 {
+		if _, mismatches := x.final(x.snapshot(), false, 0); len(mismatches) > 0 {
 			t.Error(mismatches)
 		}
 		if x.full[notification.P1].Load() == 0 {
@@ -74,12 +78,12 @@ func TestExchange(t *testing.T) {
 		}
 		s := x.snapshot()
 		x.members[1].client.got[notification.P3]--
-		if rows, mismatches := x.final(s, false); len(mismatches) != 2 || rows[3].Lost != 1 {
+		if rows, mismatches := x.final(s, false, 0); len(mismatches) != 2 || rows[3].Lost != 1 {
 			t.Error(rows, mismatches)
 		}
 		x.members[1].client.got[notification.P3]++
 		x.members[0].client.own[streamOf[notification.TypeSystemNotice]]--
-		if _, mismatches := x.final(s, false); len(mismatches) != 1 {
+		if _, mismatches := x.final(s, false, 0); len(mismatches) != 1 {
 			t.Error(mismatches)
 		}
 	})
@@ -115,6 +119,8 @@ func TestRun(t *testing.T) {
 		{"a signal ends it as well", ended, "-users 10", 0, "every counter agrees"},
 		{"a recording ends by itself", t.Context(), "-users 50 -speed 10 -replay " + recording, 0,
 			`(?s)14 events of TEST .*P1 +14 +14 +14 +0 .*P3 +7 +350 +350 +0 `},
+		{"users who lose their connection lose nothing else", t.Context(),
+			"-users 100 -rate 2000 -duration 2500ms -flaky 0.8", 0, `80 flaky users came back [1-9][0-9]* times: [1-9][0-9]* whole, 0 too late(?s).*Every user saw every message`},
 		{"a file that is not there is said", t.Context(), "-replay nowhere.csv", 1, "nowhere.csv: no such file"},
 		{"a bad flag is said", t.Context(), "-users 0", 1, "-users 0 is not within"},
 		{"so is a bad number", t.Context(), "-rate NaN", 1, "-rate NaN"},
@@ -147,4 +153,35 @@ func TestScreen(t *testing.T) {
 	if runtime.GOOS == "linux" && !strings.Contains(out.String(), "P0") {
 		t.Error("no lanes")
 	}
+}
+
+func TestAddressInUse(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	o, err := parse([]string{"-users=3"}, io.Discard)
+	if err != nil || o.addr != defaultAddr || o.mustAddr {
+		t.Fatalf("%+v, %v", o, err)
+	}
+	o.addr = taken.Addr().String()
+
+	t.Run("the default is done without", func(t *testing.T) {
+		var out bytes.Buffer
+		if err := o.run(ended, &out, &out); err != nil || !strings.Contains(out.String(), "is in use, so there is no page") {
+			t.Error(err, out.String())
+		}
+	})
+	t.Run("one that was asked for is a must", func(t *testing.T) {
+		o, err := parse([]string{"-users=3", "-addr=" + o.addr}, io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := o.run(ended, io.Discard, io.Discard); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Error(err)
+		}
+	})
 }

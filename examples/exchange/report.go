@@ -170,8 +170,9 @@ func (x *exchange) live(s snapshot) []laneReport {
 
 // final is the table after drain, from what the clients themselves have seen,
 // and everything in it that does not add up. guests says that there were other
-// sessions beside the clients'.
-func (x *exchange) final(s snapshot, guests bool) (rows []laneReport, mismatches []string) {
+// sessions beside the clients', tooLate how many clients were told that the
+// history did not reach back to where they had been.
+func (x *exchange) final(s snapshot, guests bool, tooLate uint64) (rows []laneReport, mismatches []string) {
 	wrong := func(format string, args ...any) {
 		mismatches = append(mismatches, fmt.Sprintf(format, args...))
 	}
@@ -191,6 +192,8 @@ func (x *exchange) final(s snapshot, guests bool) (rows []laneReport, mismatches
 		r.Delivered, r.Lost = seen[p], r.Due-seen[p]
 		if r.Lost == 0 {
 			r.Reasons = nil
+		} else if tooLate > 0 {
+			r.Reasons = append(r.Reasons, fmt.Sprintf("%s clients came back too late for the history", count(tooLate)))
 		}
 		lost += r.Lost
 		taken += g.Received + g.Discarded

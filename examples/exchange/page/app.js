@@ -456,7 +456,7 @@ const compact = (v) => v >= 1e6 ? `${v / 1e6} M` : v >= 1e4 ? `${v / 1e3} k` : S
 
 function uptime(s) {
   const h = Math.floor(s / 3600), m = Math.floor(s / 60) % 60;
-  return (h ? `${h} h ` : "") + (h || m ? `${m} min ` : "") + `${Math.floor(s) % 60} s`;
+  return (h ? `${h} ${t.h} ` : "") + (h || m ? `${m} ${t.min} ` : "") + `${Math.floor(s) % 60} ${t.s}`;
 }
 
 // ---- Language and theme ----
