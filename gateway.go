@@ -209,6 +209,7 @@ type Gateway struct {
 	replayed    [NumPriorities]atomic.Uint64
 	awayUntil   atomic.Int64 // when the first of away is to be forgotten
 	kept        atomic.Int64 // messages in the users' histories
+	replays     atomic.Int64 // sessions that the pushers have yet to replay something to
 
 	everyone *history                     // of AllUsers; nil without HistoryMessages
 	numbers  [NumPriorities]atomic.Uint64 // the last number given to a message that was kept; the reader gives them
@@ -411,7 +412,7 @@ func (g *Gateway) register(cfg SessionConfig) (s, orphan *Session, err error) {
 	}
 	if after != nil {
 		s.resume.at, s.resume.replaying = *after, true
-		g.enqueue(s)
+		g.startReplay(s)
 	} else if s.resume != nil {
 		for p := range s.resume.at {
 			s.resume.at[p] = g.numbers[p].Load()
@@ -673,6 +674,7 @@ func (g *Gateway) endLocked(s *Session, reason error) (orphan *Session) {
 	s.mu.Lock()
 	if s.resume != nil {
 		s.resume.at = s.position()
+		g.endReplay(s.resume)
 	}
 	s.err = reason
 	for p := range s.out.lanes {
@@ -941,7 +943,8 @@ func (g *Gateway) read() {
 		if g.round() {
 			continue
 		}
-		if draining && g.pending() == 0 && g.due.empty() {
+		// In this order: what is replayed is pending before its replay is over.
+		if draining && g.replays.Load() == 0 && g.pending() == 0 && g.due.empty() {
 			return
 		}
 		g.sleep(true)
@@ -1168,7 +1171,7 @@ func (g *Gateway) isNew(s *Session, m *Message, number uint64) bool {
 		switch {
 		case s.running:
 		case !s.queued: // it was registered before Run
-			g.enqueue(s)
+			g.startReplay(s)
 		case p == P0:
 			g.due.promote(s)
 		}
@@ -1179,6 +1182,26 @@ func (g *Gateway) isNew(s *Session, m *Message, number uint64) bool {
 	}
 	r.at[p] = number
 	return true
+}
+
+// startReplay makes a session due that is to be replayed to. A drain waits for
+// it: between two batches it has nothing pending, and may be in no queue either.
+// s.mu is held.
+func (g *Gateway) startReplay(s *Session) {
+	g.replays.Add(1)
+	g.enqueue(s)
+	if s.resume.counted = s.queued; !s.queued { // before Run: nothing can have been missed yet
+		g.replays.Add(-1)
+	}
+}
+
+// endReplay is due when a replay is over, or its session. s.mu is held.
+func (g *Gateway) endReplay(r *resume) {
+	r.replaying = false
+	if r.counted {
+		r.counted = false
+		g.replays.Add(-1)
+	}
 }
 
 // enqueue puts an idle session into the queue of those that are due. s.mu is

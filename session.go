@@ -316,6 +316,7 @@ type resume struct {
 	before    [NumPriorities]uint64 // the cursor before the running Push
 	failed    bool                  // that Push failed
 	replaying bool                  // the next batch comes from the history
+	counted   bool                  // in Gateway.replays
 }
 
 // position returns the numbers of the cursor behind the running Push, or else
@@ -361,13 +362,13 @@ func (s *Session) replay(buf []*Message) (batch []*Message, counts [NumPrioritie
 	}
 	counts = s.shares(waiting, len(buf))
 	batch = buf[:0]
-	r.replaying = false
+	more := false
 	for p := range counts {
 		left, whole := counts[p], true
 		for e := range missed(&own.lanes[p], &all.lanes[p], r.at[p]) {
 			if admits(filter, e.m.typ.Channel()) {
 				if left == 0 {
-					r.replaying, whole = true, false
+					more, whole = true, false
 					break
 				}
 				left--
@@ -379,6 +380,9 @@ func (s *Session) replay(buf []*Message) (batch []*Message, counts [NumPrioritie
 			r.at[p] = s.g.numbers[p].Load()
 		}
 		s.g.replayed[p].Add(uint64(counts[p]))
+	}
+	if !more {
+		s.g.endReplay(r)
 	}
 	return batch, counts, nil
 }
