@@ -1034,6 +1034,26 @@ func TestUnregisterDuringHandOver(t *testing.T) {
 		conserved(t, b)
 	})
 
+	inBubble(t, "the counters of one that is leaving are those of the departed already", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{StallTimeout: time.Hour})
+		s := route(t, b, newStation("r", 1), "u")
+		runBroker(t, b)
+		publish(t, b, note("1", "u", P1))
+		synctest.Wait()
+		r := b.receivers["r"]
+		require.True(t, r.enter()) // a hand-over that goes on for as long as this test likes
+		left := make(chan error, 1)
+		go func() { left <- b.Unregister("r") }()
+		synctest.Wait()
+		require.Empty(t, left)
+		require.Empty(t, b.Stats().Receivers)
+		require.Equal(t, ReceiverStats{Handed: 1}, b.Stats().Departed)
+		r.exit()
+		require.NoError(t, <-left)
+		require.Equal(t, ReceiverStats{Handed: 1}, b.Stats().Departed)
+		require.Len(t, s.poll(), 1)
+	})
+
 	inBubble(t, "a global subscriber's as well", func(t *testing.T) {
 		b := newBroker(t, BrokerConfig{StallTimeout: time.Hour})
 		ch := listen(t, b, "all", 0, Wait)
@@ -1324,8 +1344,9 @@ func TestSlowReceiver(t *testing.T) {
 		require.Empty(t, good.poll())
 		pass(1)
 		require.Equal(t, []string{"5"}, ids(good.poll()))
-		require.Equal(t, strings.Fields("1 4"), ids(bad.poll()), "the lanes have budgets of their own")
 		require.Equal(t, judgement{stuck: true, gaps: 1, handed: 2, dropped: 2}, judged(t, b, bad))
+		require.Equal(t, strings.Fields("1 4"), ids(bad.poll()), "the lanes have budgets of their own")
+		require.False(t, receiverStats(t, b, "bad").Stuck, "what is half empty again is not")
 	})
 
 	inBubble(t, "each lane has a budget, and each episode of each a Gap", func(t *testing.T) {
