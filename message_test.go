@@ -1336,18 +1336,21 @@ func BenchmarkArchiveField(b *testing.B) {
 	require.NoError(b, err)
 	b.Run("ID", func(b *testing.B) {
 		b.ReportAllocs()
+		a := a
 		for b.Loop() {
 			a.ID()
 		}
 	})
 	b.Run("UserID", func(b *testing.B) {
 		b.ReportAllocs()
+		a := a
 		for b.Loop() {
 			a.UserID()
 		}
 	})
 	b.Run("Timestamp", func(b *testing.B) {
 		b.ReportAllocs()
+		a := a
 		for b.Loop() {
 			a.Timestamp()
 		}
