@@ -57,8 +57,7 @@ func newEngine(users int, seed uint64, publish func(int, notification.Payload)) 
 // the exchange, so what the exchange delays is caught up with, not left out. It
 // returns how far behind its schedule it was at worst.
 func (e *engine) run(ctx context.Context, rate float64) (behind time.Duration) {
-	e.openSession()
-	defer e.closeSession()
+	defer func() { e.ledger.publish(everybody, tradingEnds()) }()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for start := time.Now(); ctx.Err() == nil; {

@@ -11,11 +11,11 @@ import (
 func TestEngine(t *testing.T) {
 	var s said
 	e := newEngine(1000, 7, s.publish)
-	e.openSession()
+	s.publish(everybody, tradingBegins()) // as newExchange does
 	for e.total < 100_000 {
 		e.step()
 	}
-	e.closeSession()
+	s.publish(everybody, tradingEnds()) // as run does
 
 	t.Run("all 19 types occur, and all are valid", func(t *testing.T) {
 		seen := map[notification.Type]int{}
@@ -68,7 +68,7 @@ func TestEngine(t *testing.T) {
 	t.Run("the same seed tells the same stories", func(t *testing.T) {
 		var again said
 		e := newEngine(1000, 7, again.publish)
-		e.openSession()
+		again.publish(everybody, tradingBegins())
 		for e.total < 10_000 {
 			e.step()
 		}

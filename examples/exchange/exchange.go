@@ -114,13 +114,12 @@ func newExchange(n int, broker notification.BrokerConfig, gateway notification.G
 		}
 	}
 	// A Shutdown that comes before Run discards, and a goroutine's start cannot
-	// be seen from outside; a delivery can.
-	first := make(chan struct{})
-	x.members[0].client.first = first // before its first Push: nothing was published yet
-	x.publish(everybody, notification.SystemNotice{
-		Title: "Welcome", Content: "The exchange is running.", Level: "info", Timestamp: now(),
-	})
-	<-first
+	// be seen from outside; a delivery can. To wait for the last of so many also
+	// keeps them from being what the first orders wait for.
+	open := make(chan struct{})
+	x.members[n-1].client.first = open // it has no Push before: nothing was published yet
+	x.publish(everybody, tradingBegins())
+	<-open
 	return x, nil
 }
 

@@ -286,19 +286,19 @@ func (l *ledger) limit(user int, instrument string, volume float64) {
 	})
 }
 
-func (l *ledger) openSession() {
-	day := time.Now().Format("2006-01-02")
-	l.publish(everybody, notification.TradingSessionStart{
-		SessionID: "day-" + day, TradingDay: day, Message: "trading begins", Timestamp: now(),
-	})
+// tradingBegins is the first message of an exchange, tradingEnds the last of
+// its driver.
+func tradingBegins() notification.TradingSessionStart {
+	day := tradingDay()
+	return notification.TradingSessionStart{SessionID: "day-" + day, TradingDay: day, Message: "trading begins", Timestamp: now()}
 }
 
-func (l *ledger) closeSession() {
-	day := time.Now().Format("2006-01-02")
-	l.publish(everybody, notification.TradingSessionEnd{
-		SessionID: "day-" + day, TradingDay: day, Message: "trading ends", Timestamp: now(),
-	})
+func tradingEnds() notification.TradingSessionEnd {
+	day := tradingDay()
+	return notification.TradingSessionEnd{SessionID: "day-" + day, TradingDay: day, Message: "trading ends", Timestamp: now()}
 }
+
+func tradingDay() string { return time.Now().Format("2006-01-02") }
 
 func (l *ledger) notice(user int, title, content string) {
 	l.publish(user, notification.SystemNotice{Title: title, Content: content, Level: "info", Timestamp: now()})

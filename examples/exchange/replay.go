@@ -171,8 +171,7 @@ func newReplay(users int, r *recording, publish func(int, notification.Payload))
 // simulated market does, or with speed 0 without a pace. It returns how far
 // behind its schedule it was at worst, and keeps played up to date.
 func (r *replay) run(ctx context.Context, speed float64, played *atomic.Int64) (behind time.Duration) {
-	r.openSession()
-	defer r.closeSession()
+	defer func() { r.ledger.publish(everybody, tradingEnds()) }()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	start, first := time.Now(), r.events[0].at

@@ -132,7 +132,7 @@ func TestReplay(t *testing.T) {
 			return []notification.Type{notification.TypeTradeExecuted, state, notification.TypeAccountUpdate, notification.TypePositionUpdate}
 		}
 		want := slices.Concat(
-			[]notification.Type{notification.TypeTradingSessionStart, notification.TypeOrderAccepted},
+			[]notification.Type{notification.TypeOrderAccepted},
 			fill(notification.TypeOrderPartiallyFilled),
 			[]notification.Type{notification.TypeOrderCanceled},
 			fill(notification.TypeOrderFilled),
@@ -149,21 +149,21 @@ func TestReplay(t *testing.T) {
 		}
 	})
 	t.Run("a partial cancel makes the order smaller", func(t *testing.T) {
-		p := s.payloads[2+1].(notification.OrderPartiallyFilled)
-		f := s.payloads[7+1].(notification.OrderFilled)
+		p := s.payloads[2].(notification.OrderPartiallyFilled)
+		f := s.payloads[7].(notification.OrderFilled)
 		if p.FilledVolume != 20 || p.RemainingVolume != 30 || f.FilledVolume != 40 {
 			t.Errorf("%+v, %+v", p, f)
 		}
 	})
 	t.Run("an order that is older than the recording has the size that the recording shows", func(t *testing.T) {
-		p := s.payloads[13+1].(notification.OrderPartiallyFilled)
+		p := s.payloads[13].(notification.OrderPartiallyFilled)
 		if p.OrderID != "L900" || p.FilledVolume != 5 || p.RemainingVolume != 10 {
 			t.Errorf("%+v", p)
 		}
 	})
 	t.Run("an order belongs to one user throughout, halts to everybody", func(t *testing.T) {
-		owner := s.users[1]
-		for i := 2; i <= 10; i++ {
+		owner := s.users[0]
+		for i := 1; i <= 9; i++ {
 			if s.users[i] != owner {
 				t.Errorf("message %d went to %d, not %d", i, s.users[i], owner)
 			}
