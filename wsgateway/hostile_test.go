@@ -135,6 +135,40 @@ func secureListener(t *testing.T, ln net.Listener) net.Listener {
 	return tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
 }
 
+func TestSocket(t *testing.T) {
+	here, there := net.Pipe()
+	defer there.Close()
+	s := newSocket(&Config{WriteTimeout: patience, PingInterval: patience, ReadLimit: 1}, time.Time{})
+	s.Conn = here
+	go func() { _, _ = io.Copy(io.Discard, there) }() // ends when there is closed
+	t.Run("after a close frame nothing is written", func(t *testing.T) {
+		require.NoError(t, s.send([]byte("frame")))
+		_, err := s.Write([]byte("close frame"))
+		require.NoError(t, err)
+		require.ErrorIs(t, s.send([]byte("frame")), errSealed)
+	})
+	t.Run("after half a frame not even a close frame is", func(t *testing.T) {
+		require.True(t, s.seal(time.Unix(1, 0)))
+		_, err := s.Write([]byte("late"))
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+		_, err = s.Write([]byte("close frame"))
+		require.ErrorIs(t, err, errSealed)
+		require.False(t, s.seal(time.Now().Add(patience)))
+	})
+	t.Run("a Close does not wait for a write that is stuck", func(t *testing.T) {
+		stuck, nobody := net.Pipe()
+		defer nobody.Close()
+		s := newSocket(&Config{WriteTimeout: time.Hour, PingInterval: time.Hour}, time.Time{})
+		s.Conn = stuck
+		failed := make(chan error)
+		go func() { failed <- s.send([]byte("frame")) }()
+		_, err := nobody.Read(make([]byte, 1)) // it has begun
+		require.NoError(t, err)
+		require.NoError(t, s.Close())
+		require.Error(t, <-failed)
+	})
+}
+
 func TestSilence(t *testing.T) {
 	t.Run("a peer that does not answer a ping is gone", func(t *testing.T) {
 		s := serve(t, notification.GatewayConfig{}, impatient)

@@ -382,6 +382,8 @@ func (c *rawClient) goodbye() (code int, heard []byte) {
 		switch {
 		case err != nil:
 			return code, heard
+		case code != 0:
+			c.t.Errorf("a frame with opcode %d after the close frame", opcode)
 		case opcode == 8 && len(payload) >= 2:
 			code = int(binary.BigEndian.Uint16(payload))
 		default:
