@@ -1068,6 +1068,23 @@ func TestUnregisterDuringHandOver(t *testing.T) {
 		require.Zero(t, b.Stats().Lanes[P1].Queued)
 	})
 
+	inBubble(t, "one that left while the message was on its way to it misses it, counted", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{StallTimeout: time.Hour})
+		first, second := route(t, b, newStation("r1", 0), "u"), route(t, b, newStation("r2", 9), "u")
+		runBroker(t, b)
+		publish(t, b, note("1", "u", P1))
+		synctest.Wait() // for the first
+		require.NoError(t, b.Unregister("r2"))
+		for _, ch := range second.in {
+			close(ch)
+		}
+		<-first.in[P1]
+		synctest.Wait()
+		require.Equal(t, ReceiverStats{Dropped: 1}, b.Stats().Departed)
+		require.EqualValues(t, 1, receiverStats(t, b, "r1").Handed)
+		conserved(t, b)
+	})
+
 	inBubble(t, "of a P0 within the hand-over of another message both are", func(t *testing.T) {
 		b := newBroker(t, BrokerConfig{StallTimeout: time.Hour})
 		s := route(t, b, newStation("r", 0), "u")
