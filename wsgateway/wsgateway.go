@@ -7,11 +7,12 @@
 //
 // # Goroutines
 //
-// A connection costs one goroutine, which reads. Nothing else runs for it: the
-// Gateway's pushers write, and the read deadline is the connection's only timer.
-// It tells when a ping is due, when its answer is, when a frame that has begun
-// must be there, when the credentials expire, and, set to the past, that the
-// connection is to end. Handler.Shutdown waits for these goroutines.
+// A connection costs one goroutine, which reads. The Gateway's pushers write,
+// and the read deadline is the connection's only timer: it tells when a ping is
+// due, when its answer is, when a frame that has begun must be there, when the
+// credentials expire, and, set to the past, that the connection is to end.
+// Handler.Shutdown waits for these goroutines. (When a session ends that was
+// pushed to, one more lives for a microsecond: it cuts a write that blocks.)
 //
 // # What peers may do
 //
