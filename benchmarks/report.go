@@ -1,0 +1,305 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/qaexchange/notification"
+)
+
+// A table has a title, a sentence on how to read it, a header and rows.
+type table struct {
+	title, note string
+	head        []string
+	rows        [][]string
+}
+
+func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
+
+func textTables(w io.Writer, t table) {
+	fmt.Fprintf(w, "\n%s\n%s\n", t.title, t.note)
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	for _, row := range append([][]string{t.head}, t.rows...) {
+		fmt.Fprintln(tw, strings.Join(row, "\t")+"\t")
+	}
+	tw.Flush()
+}
+
+func markdownTables(w io.Writer, t table) {
+	fmt.Fprintf(w, "### %s\n\n%s\n\n| %s |\n|%s\n", t.title, t.note, strings.Join(t.head, " | "), "---|"+strings.Repeat("--:|", len(t.head)-1))
+	for _, row := range t.rows {
+		fmt.Fprintf(w, "| %s |\n", strings.Join(row, " | "))
+	}
+	fmt.Fprintln(w)
+}
+
+// of returns the outcomes of a section that match.
+func of(results []outcome, section string, match func(outcome) bool) (found []outcome) {
+	for _, o := range results {
+		if o.Section == section && (match == nil || match(o)) {
+			found = append(found, o)
+		}
+	}
+	return found
+}
+
+// median is that of one figure over the rounds; with an even number the lower
+// of the two in the middle, which has happened.
+func median(found []outcome, figure func(outcome) float64) float64 {
+	if len(found) == 0 {
+		return 0
+	}
+	all := make([]float64, len(found))
+	for i, o := range found {
+		all[i] = figure(o)
+	}
+	slices.Sort(all)
+	return all[(len(all)-1)/2]
+}
+
+// systemsIn are those that take part in found, in the order of the tables.
+func systemsIn(found []outcome) (names []string) {
+	for _, c := range contenders {
+		if slices.ContainsFunc(found, func(o outcome) bool { return o.System == c.name }) {
+			names = append(names, c.name)
+		}
+	}
+	return names
+}
+
+// valuesIn are the values of one parameter, ascending.
+func valuesIn(found []outcome, parameter func(outcome) int) (values []int) {
+	for _, o := range found {
+		if v := parameter(o); !slices.Contains(values, v) {
+			values = append(values, v)
+		}
+	}
+	slices.Sort(values)
+	return values
+}
+
+func bySystem(found []outcome, name string) []outcome {
+	return slices.DeleteFunc(slices.Clone(found), func(o outcome) bool { return o.System != name })
+}
+
+func perSecond(o outcome) float64 { return o.PerSecond }
+
+func report(w io.Writer, results []outcome, write func(io.Writer, table)) {
+	for _, make := range []func([]outcome) (table, bool){
+		flatTable, callTable, dueTable, floodTable, idleTable, stalledTable, growthTable, encodingTable,
+	} {
+		if t, ok := make(results); ok {
+			write(w, t)
+		}
+	}
+}
+
+func flatTable(results []outcome) (t table, ok bool) {
+	all := of(results, "flat", nil)
+	t = table{title: "Flat out",
+		note: "publish → the receiver holds the JSON, as fast as it goes; CPU is user and system of the whole process, New and encoding included",
+		head: []string{"system", "publishers", "msg/s", "× fastest peer", "CPU µs/msg", "allocs/msg", "B/msg", "peak RSS MiB", "lost"}}
+	for _, p := range valuesIn(all, func(o outcome) int { return o.Publishers }) {
+		found := of(all, "flat", func(o outcome) bool { return o.Publishers == p })
+		best := 0.0
+		for _, name := range systemsIn(found) {
+			if name != libraryName && name != floorName {
+				best = max(best, median(bySystem(found, name), perSecond))
+			}
+		}
+		for _, name := range systemsIn(found) {
+			mine := bySystem(found, name)
+			ratio := "–"
+			if best > 0 {
+				ratio = fmt.Sprintf("%.2f", median(mine, perSecond)/best)
+			}
+			t.add(name, fmt.Sprint(p), thousands(median(mine, perSecond)), ratio,
+				fmt.Sprintf("%.2f", median(mine, func(o outcome) float64 { return o.CPU })),
+				fmt.Sprintf("%.1f", median(mine, func(o outcome) float64 { return o.Allocs })),
+				fmt.Sprintf("%.0f", median(mine, func(o outcome) float64 { return o.AllocBytes })),
+				fmt.Sprintf("%.0f", median(mine, func(o outcome) float64 { return o.PeakRSS })),
+				lost(mine))
+		}
+	}
+	return t, len(t.rows) > 0
+}
+
+// lost sums over the rounds what did not arrive: of that no median is taken.
+func lost(found []outcome) string {
+	n := int64(0)
+	for _, o := range found {
+		n += o.Lost + o.Refused + o.Unsent
+	}
+	return fmt.Sprint(n)
+}
+
+func callTable(results []outcome) (table, bool) {
+	return pacedTable(results, "Paced, from the call", "from the call of publish to the receiver holding the JSON: what the system adds, p50 / p99",
+		func(o outcome) [notification.NumPriorities]latency { return o.FromCall })
+}
+
+func dueTable(results []outcome) (table, bool) {
+	return pacedTable(results, "Paced, from the due time", "from when the message was due, open loop: a publisher that is held up does not hide it, p50 / p99",
+		func(o outcome) [notification.NumPriorities]latency { return o.FromDue })
+}
+
+func pacedTable(results []outcome, title, note string, lanes func(outcome) [notification.NumPriorities]latency) (t table, ok bool) {
+	all := of(results, "paced", nil)
+	t = table{title: title, note: note + "; 5 % P0, 60 % P1, 30 % P2, 5 % P3",
+		head: []string{"system", "msg/s", "P0", "P1", "P2", "P3", "CPU µs/msg", "lost"}}
+	for _, rate := range valuesIn(all, func(o outcome) int { return o.Rate }) {
+		found := of(all, "paced", func(o outcome) bool { return o.Rate == rate })
+		for _, name := range systemsIn(found) {
+			mine := bySystem(found, name)
+			row := []string{name, thousands(float64(rate))}
+			for p := range notification.NumPriorities {
+				row = append(row, micros(median(mine, func(o outcome) float64 { return lanes(o)[p].P50 }))+" / "+
+					micros(median(mine, func(o outcome) float64 { return lanes(o)[p].P99 })))
+			}
+			t.add(append(row, fmt.Sprintf("%.1f", median(mine, func(o outcome) float64 { return o.CPU })), lost(mine))...)
+		}
+	}
+	return t, len(t.rows) > 0
+}
+
+func floodTable(results []outcome) (t table, ok bool) {
+	all := of(results, "flood", nil)
+	t = table{title: "P0 under a flood",
+		note: "200 P0 a second, open loop, while one publisher floods P1; latency of the P0s",
+		head: []string{"system", "p50 from call", "p99 from call", "p50 from due", "p99 from due", "max from due", "msg/s beside", "lost"}}
+	for _, name := range systemsIn(all) {
+		mine := bySystem(all, name)
+		row := []string{name}
+		for _, f := range []func(outcome) float64{
+			func(o outcome) float64 { return o.FromCall[0].P50 }, func(o outcome) float64 { return o.FromCall[0].P99 },
+			func(o outcome) float64 { return o.FromDue[0].P50 }, func(o outcome) float64 { return o.FromDue[0].P99 },
+			func(o outcome) float64 { return o.FromDue[0].Max },
+		} {
+			row = append(row, micros(median(mine, f)))
+		}
+		t.add(append(row, thousands(median(mine, perSecond)), lost(mine))...)
+	}
+	return t, len(t.rows) > 0
+}
+
+func idleTable(results []outcome) (t table, ok bool) {
+	all := slices.Concat(of(results, "idle", nil), of(results, "memory", nil))
+	t = table{title: "Idle", note: "heap and stacks after a collection, and resident memory, per user; CPU while nothing happens, after that",
+		head: []string{"system", "users", "bytes/user", "RSS bytes/user", "CPU % of a core"}}
+	for _, n := range valuesIn(all, func(o outcome) int { return o.Users }) {
+		found := slices.DeleteFunc(slices.Clone(all), func(o outcome) bool { return o.Users != n })
+		for _, name := range systemsIn(found) {
+			mine := bySystem(found, name)
+			idle := "–"
+			if mine[0].Section == "idle" {
+				idle = fmt.Sprintf("%.3f", median(mine, func(o outcome) float64 { return o.IdleCPU }))
+			}
+			t.add(name, thousands(float64(n)), thousands(median(mine, func(o outcome) float64 { return o.HeapPerUser })),
+				thousands(median(mine, func(o outcome) float64 { return o.RSSPerUser })), idle)
+		}
+	}
+	return t, len(t.rows) > 0
+}
+
+func stalledTable(results []outcome) (t table, ok bool) {
+	all := of(results, "stalled", nil)
+	if len(all) == 0 {
+		return t, false
+	}
+	t = table{title: "One stalled user",
+		note: fmt.Sprintf("%d users, %s msg/s mixed, the receiver of one never comes back: what the others see, from the due time, and what piles up meanwhile", all[0].Users, thousands(float64(all[0].Rate))),
+		head: []string{"system", "others P0 p50", "others P0 p99", "others P1 p99", "others lost", "refused", "never published", "memory grown MiB", "what happened"}}
+	for _, name := range systemsIn(all) {
+		o := bySystem(all, name)[0]
+		t.add(name, micros(o.FromDue[0].P50), micros(o.FromDue[0].P99), micros(o.FromDue[1].P99),
+			fmt.Sprint(o.Lost), fmt.Sprint(o.Refused), fmt.Sprint(o.Unsent), fmt.Sprintf("%.1f", o.Grown), cmp.Or(o.Ended, "–"))
+	}
+	return t, len(t.rows) > 0
+}
+
+func growthTable(results []outcome) (t table, ok bool) {
+	all := of(results, "growth", nil)
+	t = table{title: "Growth", note: fmt.Sprintf("this library flat out, one parameter varied, the others at %s users, 1 gateway, 1 publisher, all cores", thousands(float64(*users))),
+		head: []string{"varied", "value", "msg/s", "CPU µs/msg", "allocs/msg", "peak RSS MiB"}}
+	for _, g := range growing {
+		for _, v := range g.values {
+			found := of(all, "growth", func(o outcome) bool {
+				for _, other := range growing {
+					want := map[string]int{"users": *users, "gateways": 1, "publishers": 1, "GOMAXPROCS": 0}[other.name]
+					if other.name == g.name {
+						want = v
+					}
+					if *other.of(&o.job) != want {
+						return false
+					}
+				}
+				return true
+			})
+			if len(found) == 0 {
+				continue
+			}
+			t.add(g.name, thousands(float64(v)), thousands(median(found, perSecond)),
+				fmt.Sprintf("%.2f", median(found, func(o outcome) float64 { return o.CPU })),
+				fmt.Sprintf("%.1f", median(found, func(o outcome) float64 { return o.Allocs })),
+				fmt.Sprintf("%.0f", median(found, func(o outcome) float64 { return o.PeakRSS })))
+		}
+	}
+	return t, len(t.rows) > 0
+}
+
+func encodingTable(results []outcome) (t table, ok bool) {
+	t = table{title: "Encodings", note: "encode into a buffer that fits, where the encoding can; open/decode is all that must happen before a field is read, with every check the encoding has; read is one number of the payload; ns (allocations)",
+		head: []string{"message", "encoding", "bytes", stepEncode, stepDecode, stepRead}}
+	for _, o := range of(results, "encodings", nil) {
+		cells := make(map[string]string)
+		var order [][2]string
+		for _, op := range o.Ops {
+			if op.Step == stepEncode {
+				order = append(order, [2]string{op.Message, op.Encoding})
+				cells[op.Message+op.Encoding] = fmt.Sprint(op.Bytes)
+			}
+			cells[op.Message+op.Encoding+op.Step] = fmt.Sprintf("%s (%d)", nanos(op.Nanos), op.Allocs)
+		}
+		for _, k := range order {
+			key := k[0] + k[1]
+			t.add(k[0], k[1], cells[key], cells[key+stepEncode], cells[key+stepDecode], cells[key+stepRead])
+		}
+	}
+	return t, len(t.rows) > 0
+}
+
+func nanos(ns float64) string {
+	if ns < 10 {
+		return fmt.Sprintf("%.1f", ns)
+	}
+	return fmt.Sprintf("%.0f", ns)
+}
+
+// micros prints a latency with a unit that suits it.
+func micros(us float64) string {
+	switch {
+	case us == 0:
+		return "–"
+	case us < 1_000:
+		return fmt.Sprintf("%.0f µs", us)
+	case us < 10_000:
+		return fmt.Sprintf("%.1f ms", us/1e3)
+	case us < 1e6:
+		return fmt.Sprintf("%.0f ms", us/1e3)
+	default:
+		return fmt.Sprintf("%.1f s", us/1e6)
+	}
+}
+
+// thousands groups digits.
+func thousands(f float64) string {
+	s := fmt.Sprintf("%.0f", f)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
