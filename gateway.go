@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"hash/maphash"
 	"iter"
 	"log/slog"
 	"math"
@@ -176,7 +175,6 @@ type Gateway struct {
 	inbox [NumPriorities]chan *Message
 	life  *lifecycle
 	wake  chan struct{} // cap 1: rouses the reader
-	seed  maphash.Seed  // of userHash
 
 	// mu guards who is registered. Lock order: Gateway.mu, then Broker.regMu or
 	// Session.mu, then a user's history.mu, then that of AllUsers; dueQueue.mu
@@ -189,6 +187,7 @@ type Gateway struct {
 	cursors     [numCursors]*Session // guarded by mu: where walks through the list go on
 	link        *receiver            // guarded by mu: what we are to the Broker
 	broker      *Broker              // guarded by mu
+	left        bool                 // guarded by mu: a Broker, and no other has come since
 	ended       SessionEnds          // guarded by mu
 	run         uint64               // guarded by mu: what cursors are bound to; a Gap renews it
 	away        userList             // guarded by mu: users without a session whose history is kept, who left first first
@@ -278,7 +277,6 @@ func NewGateway(id string, cfg GatewayConfig) (*Gateway, error) {
 		id: id, cfg: cfg, log: cfg.Logger.With("gateway", id),
 		life:   newLifecycle(),
 		wake:   make(chan struct{}, 1),
-		seed:   maphash.MakeSeed(),
 		byID:   make(map[string]*Session),
 		users:  xsync.NewMapOf[string, *user](),
 		shards: make([]shard, min(cfg.Pushers, runtime.GOMAXPROCS(0))),
@@ -424,16 +422,11 @@ func (g *Gateway) register(cfg SessionConfig) (s, orphan *Session, err error) {
 	return s, orphan, nil
 }
 
-// userHash binds a cursor to its user, so that honest clients do not mix up
-// theirs. It need not be secret: a replay reads the history of the user who
-// registers, whatever the cursor says.
-func (g *Gateway) userHash(userID string) uint64 { return maphash.String(g.seed, userID) }
-
 // resumable reports whether a session can start behind cfg.After: it is of this
 // run and user, and nothing that cfg's filter admits has left the history since.
 // g.mu is held.
 func (g *Gateway) resumable(u *user, cfg SessionConfig) bool {
-	if u.history == nil || cfg.After.run != g.run || cfg.After.user != g.userHash(u.id) {
+	if u.history == nil || cfg.After.run != g.run || cfg.After.user != u.history.key {
 		return false
 	}
 	filter := uint32(everyChannel)
@@ -462,27 +455,40 @@ func (g *Gateway) reroute(userID string, add, remove uint8) {
 	g.broker.reroute(userID, g.link, add, remove)
 }
 
-// attach is RegisterGateway.
+// attach is RegisterGateway. What was published since we left a Broker is
+// missing, and nobody may fail to notice: neither a session that lived through
+// it nor one that resumes behind a cursor from before.
 func (g *Gateway) attach(b *Broker, r *receiver) error {
+	again, err := g.join(b, r)
+	if again {
+		g.Gap()
+	}
+	return err
+}
+
+// join puts us on the Broker's tables, and reports whether we were on some
+// before.
+func (g *Gateway) join(b *Broker, r *receiver) (again bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
-		return fmt.Errorf("%w: gateway %q", ErrClosed, g.id)
+		return false, fmt.Errorf("%w: gateway %q", ErrClosed, g.id)
 	}
 	if g.broker != nil && g.broker != b {
-		return fmt.Errorf("%w: gateway %q belongs to another Broker", ErrInvalid, g.id)
+		return false, fmt.Errorf("%w: gateway %q belongs to another Broker", ErrInvalid, g.id)
 	}
 	b.regMu.Lock()
 	defer b.regMu.Unlock()
 	if err := b.addLocked(r); err != nil {
-		return err
+		return false, err
 	}
+	again, g.left = g.left, false
 	g.broker, g.link = b, r
 	g.users.Range(func(id string, _ *user) bool {
 		b.reroute(id, r, held, 0)
 		return true
 	})
-	return nil
+	return again, nil
 }
 
 // detach takes us off the Broker's tables; it reports false if we are no longer
@@ -500,7 +506,7 @@ func (g *Gateway) detach(b *Broker, r *receiver) bool {
 		return true
 	})
 	b.dropRoutes(r)
-	g.broker, g.link = nil, nil
+	g.broker, g.link, g.left = nil, nil, true
 	return true
 }
 
@@ -1524,7 +1530,12 @@ func (l *delayList) remove(s *Session) {
 // times its bound while the history evicts, and without history it must stand
 // alone; what both hold is a pointer and a number per message.
 type history struct {
-	g *Gateway // immutable
+	// immutable
+	g *Gateway
+	// key binds cursors to the user, and to the time since the user became known:
+	// what came while nobody knew the user had no number, so that the numbers of
+	// a cursor from before cannot tell that it is missing.
+	key uint64
 
 	mu    sync.Mutex
 	lanes [NumPriorities]historyLane // guarded by mu
@@ -1547,7 +1558,7 @@ type numbered struct {
 
 // newHistory returns one that begins now: all that was numbered before is gone.
 func newHistory(g *Gateway) *history {
-	h := &history{g: g}
+	h := &history{g: g, key: rand.Uint64()}
 	h.clear(false)
 	return h
 }

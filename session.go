@@ -396,7 +396,7 @@ func (s *Session) Cursor() Cursor {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Cursor{run: s.resume.run, user: s.g.userHash(s.user.id), numbers: s.position()}
+	return Cursor{run: s.resume.run, user: s.user.history.key, numbers: s.position()}
 }
 
 // A Cursor is a place in what a user gets from a Gateway: for each lane a
