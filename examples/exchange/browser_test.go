@@ -243,6 +243,23 @@ func TestPage(t *testing.T) {
 			until(`document.getElementById("verdict").dataset.whole === "true"`))
 		t.Log(value[string](t, ctx, `document.getElementById("verdict").textContent`))
 	})
+	t.Run("the check would have found something missing, and something twice", func(t *testing.T) {
+		do(t, chromedp.Evaluate[chromedp.Void](`(async () => {
+			const { Audit } = await import("/audit.js");
+			const found = (floor, ...ids) => {
+				const a = new Audit();
+				a.settle({ "u-trade-P1": floor, "all-system-P3": 0 }, new Set(["trade", "system"]));
+				for (const id of ids) a.take(id);
+				return a.missing + "/" + a.twice;
+			};
+			window.found = [
+				found(5, "u-trade-P1-4", "u-trade-P1-5", "all-system-P3-1", "u-trade-P1-6"), // some came before we asked
+				found(5, "u-trade-P1-6", "u-trade-P1-8"),
+				found(5, "u-trade-P1-8"),
+				found(5, "u-trade-P1-6", "all-system-P3-1", "u-trade-P1-6", "all-system-P3-3"),
+			].join(" ");
+		})()`), until(`window.found === "0/0 1/0 2/0 1/1"`))
+	})
 	t.Run("the numbers of all streams were consecutive", func(t *testing.T) {
 		text := value[string](t, ctx, `document.getElementById("integrity").textContent`)
 		if !strings.Contains(text, "none missing, none twice") {

@@ -229,7 +229,7 @@ func (o options) conclude(out io.Writer, x *exchange, d *driver, f *flock, s sna
 		fmt.Fprintf(out, "%s were not accepted, because the exchange was closing\n", count(cut))
 	}
 	if o.flaky > 0 {
-		fmt.Fprintf(out, "%s flaky users came back %s times: %s whole, %s too late for the history, which told them so\n",
+		fmt.Fprintf(out, "%s flaky users came back %s times: %s whole, %s too late for the history\n",
 			count(len(f.members)), count(f.whole+f.gone), count(f.whole), count(f.gone))
 	}
 	if slices.ContainsFunc(rows, func(r laneReport) bool { return !r.Held }) {
