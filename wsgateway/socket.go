@@ -271,6 +271,14 @@ func (w hijackWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return w.sock, bufio.NewReadWriter(br, bufio.NewWriterSize(w.sock, closeBuffer)), nil
 }
 
+// WriteHeaderNow is what the library calls for writers that put off their header
+// until something is written, gin's above all: it must reach them.
+func (w hijackWriter) WriteHeaderNow() {
+	if lazy, ok := w.ResponseWriter.(interface{ WriteHeaderNow() }); ok {
+		lazy.WriteHeaderNow()
+	}
+}
+
 const (
 	readBuffer  = 512
 	closeBuffer = 128 // a control frame from a server has at most 127 bytes

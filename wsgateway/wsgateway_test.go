@@ -136,6 +136,31 @@ func TestBeforeTheUpgrade(t *testing.T) {
 	})
 }
 
+// A lazyWriter is a middleware's: it can be unwrapped, and keeps the status to
+// itself until it is told to write it.
+type lazyWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *lazyWriter) WriteHeader(status int)      { w.status = status }
+func (w *lazyWriter) WriteHeaderNow()             { w.ResponseWriter.WriteHeader(w.status) }
+func (w *lazyWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func TestBehindMiddleware(t *testing.T) {
+	s := serve(t, notification.GatewayConfig{}, Config{})
+	wrapped := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.handler.ServeHTTP(&lazyWriter{ResponseWriter: w}, r)
+	}))
+	defer wrapped.Close()
+	s.addr = wrapped.Listener.Addr().String()
+	t.Run("a ResponseWriter that is wrapped, and lazy, is upgraded", func(t *testing.T) {
+		c := s.dial("alice", false, "")
+		c.say(`{"action":"ping"}`)
+		require.Equal(t, "pong", c.frame().Action)
+	})
+}
+
 func TestMaxConnections(t *testing.T) {
 	s := serve(t, notification.GatewayConfig{}, Config{MaxConnections: 2, Authenticate: func(r *http.Request) (Identity, error) {
 		if r.Header.Get("Authorization") == "Bearer panic" {
