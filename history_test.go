@@ -738,7 +738,7 @@ func TestCursorGone(t *testing.T) {
 		}},
 		{"of a user who is not known", func(t *testing.T, g *Gateway) Cursor {
 			c := cursorOf(t, g, "u")
-			c.user = g.userHash("nobody")
+			c.user++
 			return c
 		}},
 	}
@@ -792,6 +792,18 @@ func TestCursorGone(t *testing.T) {
 			})
 		})
 	}
+	t.Run("a cursor from before its user was forgotten is refused, though not one number has been given since", func(t *testing.T) {
+		bubble(t, GatewayConfig{HistoryTTL: time.Minute}, func(t *testing.T, g *Gateway) {
+			d := &device{g: g, userID: "u"}
+			require.NoError(t, d.connect(t).Close())
+			pass(time.Minute)
+			feedAll(g, "u", P1, series("m", 1)) // nobody keeps it
+			pass(time.Second)
+			(&device{g: g, userID: "u"}).connect(t)
+			_, err := d.dial(d.cursor)
+			require.ErrorIs(t, err, ErrCursorGone)
+		})
+	})
 	t.Run("a user who is forgotten was not kept waiting for by a refused cursor", func(t *testing.T) {
 		bubble(t, GatewayConfig{HistoryTTL: time.Minute}, func(t *testing.T, g *Gateway) {
 			d := &device{g: g, userID: "u"}
@@ -1386,7 +1398,7 @@ func TestHistoryConfig(t *testing.T) {
 			require.Nil(t, g.everyone)
 			require.Nil(t, historyOf(g, "u"))
 			other := (&device{g: with, userID: "u"}).connect(t)
-			for _, c := range []Cursor{{run: 1}, {user: g.userHash("u")}, other.Cursor()} {
+			for _, c := range []Cursor{{run: 1}, {user: 1}, other.Cursor()} {
 				_, err := d.dial(c)
 				require.ErrorIs(t, err, ErrCursorGone)
 			}
@@ -1698,5 +1710,435 @@ func TestResumeChaos(t *testing.T) {
 	conserved(t, b, g)
 	for p, l := range g.Stats().Lanes {
 		require.Equal(t, a.total, l.Received, "P%d", p)
+	}
+}
+
+// A follower reconnects all the time while somebody gets in its way. Of each
+// stream, which is one lane of its user or of all, it must see every message
+// from the first on that was published after it had begun, and none twice,
+// unless it was told that it must begin anew.
+type follower struct {
+	t      *testing.T
+	g      *Gateway
+	f      *flow
+	userID string
+	rng    *rand.Rand
+	quit   atomic.Bool // no more drops
+	gaps   bool        // there are Gaps, of which it may hear late
+
+	mu           sync.Mutex
+	cursor       Cursor
+	last         [2 * NumPriorities]uint64 // of the user's lanes, then of those to all
+	floor        [2 * NumPriorities]uint64 // published before it had begun: may be missed, or still come
+	conns, anew  int
+	doubt        error // nothing is wrong if a Gap is what it hears next
+	wrong, ended error
+}
+
+// A flow publishes streams of numbered messages.
+type flow struct {
+	b         *Broker
+	published map[string]*[NumPriorities]atomic.Uint64 // by user; read-only
+}
+
+func (f *flow) publish(userID string, p Priority) {
+	n := f.published[userID][p].Add(1)
+	m := on(ChannelSystem, fmt.Sprint(userID, "-", uint8(p), "-", n), userID, p)
+	m.Timestamp = int64(n)
+	_ = f.b.PublishWait(context.Background(), m)
+}
+
+func (w *follower) published() (n [2 * NumPriorities]uint64) {
+	for p := range NumPriorities {
+		n[p] = w.f.published[w.userID][p].Load()
+		n[NumPriorities+p] = w.f.published[AllUsers][p].Load()
+	}
+	return n
+}
+
+func (w *follower) connect() *Session {
+	w.conns++
+	ready := make(chan *Session, 1)
+	session := sync.OnceValue(func() *Session { return <-ready })
+	cfg := SessionConfig{ID: fmt.Sprintf("%p-%d", w, w.conns), UserID: w.userID, After: w.cursor}
+	cfg.Sink = SinkFunc(func(_ context.Context, batch []*Message) error {
+		s := session()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		fate := w.rng.IntN(16)
+		if fate == 0 && !w.quit.Load() {
+			return errors.New("dropped")
+		}
+		for _, m := range batch {
+			i := int(m.priority)
+			if m.n.UserID == AllUsers {
+				i += NumPriorities
+			}
+			n := uint64(m.n.Timestamp)
+			if n <= w.last[i] || n-1 > max(w.last[i], w.floor[i]) {
+				w.doubt = cmp.Or(w.doubt, fmt.Errorf("stream %d: %d after %d, begun at %d", i, n, w.last[i], w.floor[i]))
+			}
+			w.last[i] = n
+		}
+		w.cursor = s.Cursor()
+		if fate == 1 && !w.quit.Load() {
+			_ = s.Close()
+		}
+		return nil
+	})
+	s, err := w.g.RegisterSession(cfg)
+	if errors.Is(err, ErrCursorGone) {
+		w.anew++
+		w.cursor = Cursor{}
+		w.mu.Lock()
+		if w.gaps {
+			w.doubt = nil
+		}
+		w.mu.Unlock()
+		cfg.After = Cursor{}
+		s, err = w.g.RegisterSession(cfg)
+	}
+	if err != nil {
+		w.ended = err
+		ready <- nil
+		return nil
+	}
+	if cfg.After == (Cursor{}) {
+		w.mu.Lock()
+		w.floor = w.published() // what is published from here on must come
+		w.cursor = s.Cursor()
+		w.mu.Unlock()
+	}
+	ready <- s
+	return s
+}
+
+// run reconnects until w.quit; then it waits for what was published last.
+func (w *follower) run(over <-chan struct{}) {
+	for {
+		s := w.connect()
+		if s == nil {
+			return
+		}
+		select {
+		case <-s.Done():
+			w.mu.Lock()
+			w.cursor = s.Cursor()
+			w.mu.Unlock()
+			if s.Err() == ErrGap { // to be told so is to begin anew
+				w.cursor, w.doubt = Cursor{run: 1}, nil
+			}
+		case <-over:
+			_ = s.Close()
+			<-s.Done()
+			w.wrong = cmp.Or(w.wrong, w.doubt)
+			return
+		}
+	}
+}
+
+func TestResumeRaces(t *testing.T) {
+	yield := func() { <-time.After(200 * time.Microsecond) }
+	rows := []struct {
+		name  string
+		cfg   GatewayConfig
+		gaps  bool
+		getIn func(t *testing.T, b *Broker, g *Gateway) // again and again
+	}{
+		{name: "other sessions of the user", cfg: GatewayConfig{MaxSessionsPerUser: 4}, getIn: func(t *testing.T, _ *Broker, g *Gateway) {
+			for range 5 { // which replace those of the follower, too
+				_, err := g.RegisterSession(SessionConfig{ID: newID(), UserID: "u", Sink: SinkFunc(func(context.Context, []*Message) error { return nil })})
+				require.NoError(t, err)
+			}
+			yield()
+		}},
+		{name: "the expiry of its history", cfg: GatewayConfig{HistoryTTL: 20 * time.Microsecond}, getIn: func(*testing.T, *Broker, *Gateway) { yield() }},
+		{name: "HistoryTotal", cfg: GatewayConfig{HistoryTotal: 40}, getIn: func(*testing.T, *Broker, *Gateway) { yield() }},
+		{name: "Gap", gaps: true, getIn: func(_ *testing.T, _ *Broker, g *Gateway) { yield(); g.Gap() }},
+		{name: "the Gateway's leaving the Broker and coming back", gaps: true, getIn: func(t *testing.T, b *Broker, g *Gateway) {
+			yield()
+			require.NoError(t, b.Unregister("g"))
+			yield()
+			require.NoError(t, b.RegisterGateway(g))
+		}},
+		{name: "eviction", cfg: GatewayConfig{HistoryMessages: 16}, getIn: func(*testing.T, *Broker, *Gateway) { yield() }},
+	}
+	for _, row := range rows {
+		t.Run("a reconnect that races publishing and "+row.name+" misses nothing unawares", func(t *testing.T) {
+			noLeaks(t)
+			start := seed(t)
+			row.cfg.BatchSize, row.cfg.OutboxMessages = 8, 16
+			row.cfg.HistoryMessages = cmp.Or(row.cfg.HistoryMessages, 4096)
+			b := newBroker(t, BrokerConfig{StallTimeout: time.Hour})
+			g := newGateway(t, "g", keeping(row.cfg))
+			require.NoError(t, b.RegisterGateway(g))
+			runGateway(t, g)
+			runBroker(t, b)
+			f := &flow{b: b, published: map[string]*[NumPriorities]atomic.Uint64{"u": {}, "v": {}, AllUsers: {}}}
+			over, done := make(chan struct{}), make(chan struct{})
+			var clients, others sync.WaitGroup
+			var all []*follower
+			for i, userID := range []string{"u", "u", "v"} {
+				w := &follower{t: t, g: g, f: f, userID: userID, rng: rand.New(rand.NewPCG(start, uint64(i))), gaps: row.gaps}
+				all = append(all, w)
+				clients.Go(func() { w.run(over) })
+			}
+			others.Go(func() { // ends with done
+				for {
+					select {
+					case <-done:
+						return
+					default:
+						row.getIn(t, b, g)
+					}
+				}
+			})
+			var publishers sync.WaitGroup
+			for p := P0; p <= P3; p++ {
+				publishers.Go(func() {
+					for i := range sized(8000, 2000) {
+						f.publish([]string{"u", "v", "u", AllUsers}[i%4], p)
+						if i%50 == 0 {
+							yield()
+						}
+					}
+				})
+			}
+			publishers.Wait()
+			close(done)
+			others.Wait()
+			for _, w := range all {
+				w.quit.Store(true)
+			}
+			// Whoever lives now must get what is published now, with nothing missing
+			// before it. Who is just being told that it must begin anew may miss it, so
+			// the end is repeated until all have seen it.
+			eventually(t, "everybody is at the end", func() bool {
+				for userID := range f.published {
+					for p := P0; p <= P3; p++ {
+						f.publish(userID, p)
+					}
+				}
+				for range 200 {
+					there := true
+					for _, w := range all {
+						w.mu.Lock()
+						there = there && (w.last == w.published() || w.wrong != nil)
+						w.mu.Unlock()
+					}
+					if there {
+						return true
+					}
+					<-time.After(100 * time.Microsecond)
+				}
+				return false
+			})
+			close(over)
+			clients.Wait()
+			for _, w := range all {
+				t.Logf("%s: %d connections, %d begun anew", w.userID, w.conns, w.anew)
+				require.NoError(t, w.wrong)
+				require.NoError(t, w.ended)
+			}
+			drain(t, b)
+			drain(t, g)
+			conserved(t, b, g)
+		})
+	}
+	t.Run("a Shutdown that returns nil has let every replay come to its end", func(t *testing.T) {
+		withProcs(t, func(t *testing.T) {
+			for range sized(40, 10) {
+				g := newGateway(t, "g", keeping(GatewayConfig{BatchSize: 4, OutboxMessages: 4}))
+				run := start(context.Background(), g)
+				d := &device{g: g, userID: "u"}
+				require.NoError(t, d.connect(t).Close())
+				feedAll(g, "u", P1, series("m", 200))
+				eventually(t, "all is kept", func() bool { return g.kept.Load() == 200 })
+				devices := make([]*device, 20)
+				for i := range devices {
+					devices[i] = &device{g: g, userID: "u", cursor: d.cursor}
+					devices[i].connect(t)
+				}
+				drain(t, g)
+				require.NoError(t, <-run)
+				for _, d := range devices {
+					got := d.lane(P1)
+					require.Len(t, got, 200)
+					require.Equal(t, series("m", 200), got)
+				}
+				balanced(t, g)
+			}
+		})
+	})
+	t.Run("a Shutdown that races reconnects ends them all", func(t *testing.T) {
+		noLeaks(t)
+		for range sized(200, 40) {
+			g := newGateway(t, "g", keeping(GatewayConfig{}))
+			run := start(context.Background(), g)
+			d := &device{g: g, userID: "u"}
+			require.NoError(t, d.connect(t).Close())
+			feedAll(g, "u", P1, series("m", 30))
+			var clients sync.WaitGroup
+			for range 3 {
+				clients.Go(func() {
+					d := &device{g: g, userID: "u", cursor: d.cursor}
+					for {
+						d.mu.Lock()
+						after := d.cursor
+						d.mu.Unlock()
+						s, err := d.dial(after)
+						if err != nil {
+							if !errors.Is(err, ErrClosed) {
+								t.Error(err)
+							}
+							return
+						}
+						runtime.Gosched()
+						_ = s.Close()
+						<-s.Done()
+					}
+				})
+			}
+			runtime.Gosched()
+			_ = g.Shutdown(context.Background()) // what a client's Close drops is lost, and said to be
+			clients.Wait()
+			if err := <-run; err != nil { // it had not even begun
+				require.ErrorIs(t, err, ErrClosed)
+			}
+			require.Zero(t, g.Stats().Users)
+			balanced(t, g)
+		}
+	})
+}
+
+func TestResumeHerd(t *testing.T) {
+	noLeaks(t)
+	h := newHerd(t, sized(10_000, 1500))
+	h.away(5)
+	stop := h.traffic()
+	h.back()
+	stop()
+	drain(t, h.b)
+	drain(t, h.g)
+	require.GreaterOrEqual(t, h.g.Stats().Lanes[P1].Replayed, uint64(5*len(h.users)))
+	h.whole(t)
+	conserved(t, h.b, h.g)
+}
+
+// A herd is many users whose connections all end at once and come back at once.
+type herd struct {
+	t       testing.TB
+	b       *Broker
+	g       *Gateway
+	users   []string
+	cursors []Cursor
+	mu      []sync.Mutex
+	seen    [][]uint64 // the Timestamps, by user, in the order of their coming
+	sent    []uint64   // by user, the last Timestamp
+}
+
+func newHerd(t testing.TB, n int) *herd {
+	h := &herd{t: t, users: make([]string, n), cursors: make([]Cursor, n), mu: make([]sync.Mutex, n), seen: make([][]uint64, n), sent: make([]uint64, n)}
+	h.b = newBroker(t, BrokerConfig{StallTimeout: time.Hour})
+	h.g = newGateway(t, "g", keeping(GatewayConfig{}))
+	require.NoError(t, h.b.RegisterGateway(h.g))
+	runGateway(t, h.g)
+	runBroker(t, h.b)
+	for i := range h.users {
+		h.users[i] = fmt.Sprintf("user_%05d", i)
+		h.register(i)
+	}
+	return h
+}
+
+func (h *herd) register(i int) {
+	s, err := h.g.RegisterSession(SessionConfig{ID: h.users[i], UserID: h.users[i], After: h.cursors[i], Sink: SinkFunc(func(_ context.Context, batch []*Message) error {
+		h.mu[i].Lock()
+		defer h.mu[i].Unlock()
+		for _, m := range batch {
+			if m.priority == P1 {
+				h.seen[i] = append(h.seen[i], uint64(m.n.Timestamp))
+			}
+		}
+		return nil
+	})})
+	if err != nil {
+		h.t.Error(err)
+		return
+	}
+	h.cursors[i] = s.Cursor()
+}
+
+// publish gives user i its next message.
+func (h *herd) publish(i int) {
+	h.sent[i]++
+	n := on(ChannelTrade, newID(), h.users[i], P1)
+	n.Timestamp = int64(h.sent[i])
+	if err := h.b.PublishWait(context.Background(), n); err != nil {
+		h.t.Error(err)
+	}
+}
+
+// away ends every session, and n messages are missed by each user.
+func (h *herd) away(n int) {
+	for s := range h.g.Sessions() {
+		_ = s.Close()
+		<-s.Done()
+	}
+	for range n {
+		for i := range h.users {
+			h.publish(i)
+		}
+	}
+	eventually(h.t, "all is kept", func() bool { return h.g.kept.Load() == int64(n*len(h.users)) })
+}
+
+// traffic goes on until it is told to stop.
+func (h *herd) traffic() (stop func()) {
+	quit := make(chan struct{})
+	var publisher sync.WaitGroup
+	publisher.Go(func() { // ends with stop, which waits for it
+		for i := 0; ; i++ {
+			select {
+			case <-quit:
+				return
+			default:
+			}
+			h.publish(i * 7919 % len(h.users))
+			if i%100 == 0 {
+				_ = h.b.PublishWait(context.Background(), notice(newID(), P3))
+			}
+			if i%10 == 0 {
+				_ = h.b.PublishWait(context.Background(), note(newID(), h.users[i%len(h.users)], P0))
+			}
+			if i%32 == 0 { // some ten thousand a second, not all there is
+				<-time.After(time.Millisecond)
+			}
+		}
+	})
+	return func() { close(quit); publisher.Wait() }
+}
+
+// back lets all resume, eight at a time, and returns when nothing waits.
+func (h *herd) back() {
+	var clients sync.WaitGroup
+	for c := range 8 {
+		clients.Go(func() {
+			for i := c; i < len(h.users); i += 8 {
+				h.register(i)
+			}
+		})
+	}
+	clients.Wait()
+}
+
+// whole requires that every user has got all that was published, in order.
+func (h *herd) whole(t testing.TB) {
+	t.Helper()
+	for i, seen := range h.seen {
+		require.Len(t, seen, int(h.sent[i]), "user %d", i)
+		for n, at := range seen {
+			require.EqualValues(t, n+1, at, "user %d", i)
+		}
 	}
 }
