@@ -505,7 +505,9 @@ func (b *Broker) publishTable(global bool) {
 
 // Unregister removes a gateway or receiver and every route to it. When it
 // returns nothing more is sent there and the channels may be closed; a
-// hand-over in progress was broken off and counted as Dropped. It is
+// hand-over in progress was broken off and counted as Dropped. The sessions of a
+// Gateway live on: if anything may have been published for them before it is
+// registered again, call its Gap; its cursors are void in any case. It is
 // ErrUnknownReceiver if there is none.
 func (b *Broker) Unregister(id string) error {
 	b.regMu.Lock()

@@ -455,13 +455,12 @@ func (g *Gateway) reroute(userID string, add, remove uint8) {
 	g.broker.reroute(userID, g.link, add, remove)
 }
 
-// attach is RegisterGateway. What was published since we left a Broker is
-// missing, and nobody may fail to notice: neither a session that lived through
-// it nor one that resumes behind a cursor from before.
+// attach is RegisterGateway. What was published since we left a Broker is in no
+// history, so that nothing can be resumed from before.
 func (g *Gateway) attach(b *Broker, r *receiver) error {
 	again, err := g.join(b, r)
 	if again {
-		g.Gap()
+		g.voidCursors()
 	}
 	return err
 }
@@ -590,20 +589,27 @@ func (g *Gateway) UserSessions(userID string) iter.Seq[*Session] {
 // messages for this Gateway; whoever feeds the inbox without a Broker may too.
 func (g *Gateway) Gap() {
 	g.log.Debug("gap: ending every session") // the Broker has said why, once
-	g.mu.Lock()
-	if g.everyone != nil {
-		g.run = rand.Uint64()
-		g.everyone.clear(false)
-		g.users.Range(func(_ string, u *user) bool {
-			u.history.clear(false)
-			return true
-		})
-		for g.away.first != nil {
-			g.forget(g.away.first)
-		}
-	}
-	g.mu.Unlock()
+	g.voidCursors()
 	g.endAll(ErrGap)
+}
+
+// voidCursors forgets all history, and makes every cursor there is of another
+// run.
+func (g *Gateway) voidCursors() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.everyone == nil {
+		return
+	}
+	g.run = rand.Uint64()
+	g.everyone.clear(false)
+	g.users.Range(func(_ string, u *user) bool {
+		u.history.clear(false)
+		return true
+	})
+	for g.away.first != nil {
+		g.forget(g.away.first)
+	}
 }
 
 // endAll ends the sessions that live at the time of the call, in slices, so

@@ -1860,6 +1860,7 @@ func TestResumeRaces(t *testing.T) {
 			require.NoError(t, b.Unregister("g"))
 			yield()
 			require.NoError(t, b.RegisterGateway(g))
+			g.Gap() // the sessions lived through it
 		}},
 		{name: "eviction", cfg: GatewayConfig{HistoryMessages: 16}, getIn: func(*testing.T, *Broker, *Gateway) { yield() }},
 	}
@@ -2139,6 +2140,146 @@ func (h *herd) whole(t testing.TB) {
 		require.Len(t, seen, int(h.sent[i]), "user %d", i)
 		for n, at := range seen {
 			require.EqualValues(t, n+1, at, "user %d", i)
+		}
+	}
+}
+
+// BenchmarkHistoryOff and BenchmarkHistoryOn stand side by side: the same way,
+// from New to the JSON in the sink, for 10,000 users.
+func BenchmarkHistoryOff(b *testing.B) { benchmarkHistory(b, 0) }
+func BenchmarkHistoryOn(b *testing.B)  { benchmarkHistory(b, 1024) }
+
+func benchmarkHistory(b *testing.B, messages int) {
+	br := newBroker(b, BrokerConfig{StallTimeout: time.Hour})
+	g := newGateway(b, "g", GatewayConfig{HistoryMessages: messages})
+	require.NoError(b, br.RegisterGateway(g))
+	runGateway(b, g)
+	runBroker(b, br)
+	var size atomic.Int64
+	users := make([]string, 10_000)
+	for i := range users {
+		users[i] = fmt.Sprintf("user_%05d", i)
+		_, err := g.RegisterSession(SessionConfig{ID: users[i], UserID: users[i], Sink: SinkFunc(func(_ context.Context, batch []*Message) error {
+			n := 0
+			for _, m := range batch {
+				n += len(m.JSON())
+			}
+			size.Add(int64(n))
+			return nil
+		})})
+		require.NoError(b, err)
+	}
+	b.ReportAllocs()
+	began, n := time.Now(), 0
+	for b.Loop() {
+		if err := br.PublishWait(context.Background(), New(users[n*7919%len(users)], AccountUpdate{Balance: 1e6, Available: 9e5, Margin: 1e5}, "AccountSystem")); err != nil {
+			b.Fatal(err)
+		}
+		n++
+	}
+	drain(b, br)
+	drain(b, g)
+	b.ReportMetric(float64(time.Since(began))/float64(n), "ns/msg") // until the last one is in its sink
+	b.ReportMetric(float64(size.Load())/float64(n), "JSON-B/msg")
+}
+
+// BenchmarkResumeHerd lets 10,000 users come back at once, each to 20 messages,
+// while traffic goes on, and tells how long a P0 takes meanwhile, for a user who
+// was there all the time and for those who have just come back.
+func BenchmarkResumeHerd(b *testing.B) {
+	var stayed, back Histogram
+	for b.Loop() {
+		b.StopTimer()
+		h := newHerd(b, 10_000)
+		var there recorder
+		s, err := h.g.RegisterSession(SessionConfig{ID: "there", UserID: "there", Sink: SinkFunc(func(_ context.Context, batch []*Message) error {
+			for _, m := range batch {
+				if m.priority == P0 {
+					there.record(time.Duration(now() - m.entered))
+				}
+			}
+			return nil
+		})})
+		require.NoError(b, err)
+		h.away(20)
+		if s.Err() != nil { // with the herd
+			_, err = h.g.RegisterSession(SessionConfig{ID: "there", UserID: "there", Sink: s.sink})
+			require.NoError(b, err)
+		}
+		b.StartTimer()
+		before := h.g.Stats().Lanes[P0].Latency
+		quit := make(chan struct{})
+		var probe sync.WaitGroup
+		probe.Go(func() { // ends with quit
+			for i := 0; ; i++ {
+				select {
+				case <-quit:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				for _, userID := range []string{"there", h.users[i%len(h.users)]} {
+					_ = h.b.PublishWait(context.Background(), note(newID(), userID, P0))
+				}
+			}
+		})
+		h.back()
+		want := uint64(20 * len(h.users))
+		eventually(b, "all is replayed", func() bool {
+			l := h.g.Stats().Lanes[P1]
+			return l.Replayed >= want && l.Pending == 0
+		})
+		close(quit)
+		probe.Wait()
+		b.StopTimer()
+		drain(b, h.b)
+		drain(b, h.g)
+		h.whole(b)
+		stayed = stayed.Add(there.snapshot())
+		back = back.Add(h.g.Stats().Lanes[P0].Latency.Sub(before))
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(stayed.Quantile(0.5))/1e3, "P0-p50-µs")
+	b.ReportMetric(float64(stayed.Quantile(0.99))/1e3, "P0-p99-µs")
+	b.ReportMetric(float64(back.Quantile(0.99))/1e3, "P0-all-p99-µs")
+}
+
+// BenchmarkHistoryMemory tells what a message that is kept costs, all included:
+// the notification, its strings, its encoding if there is one, and its place.
+func BenchmarkHistoryMemory(b *testing.B) {
+	for _, users := range []int{100, 10_000, 100_000} {
+		for _, encoded := range []bool{false, true} {
+			b.Run(fmt.Sprintf("%d users, JSON %t", users, encoded), func(b *testing.B) {
+				const kept = 100_000
+				for b.Loop() {
+					heap := func() uint64 {
+						runtime.GC()
+						runtime.GC()
+						var m runtime.MemStats
+						runtime.ReadMemStats(&m)
+						return m.HeapAlloc
+					}
+					g := newGateway(b, "g", GatewayConfig{HistoryMessages: 1024, HistoryTotal: kept})
+					ids := make([]string, users)
+					for i := range ids {
+						ids[i] = fmt.Sprintf("user_%05d", i)
+						s, err := g.RegisterSession(SessionConfig{ID: "s", UserID: ids[i], Sink: SinkFunc(nil)})
+						require.NoError(b, err)
+						require.NoError(b, s.Close())
+					}
+					before := heap()
+					for i := range kept {
+						n := New(ids[i%users], AccountUpdate{UserID: ids[i%users], Balance: 1e6, Available: 9e5, Margin: 1e5, Timestamp: int64(i)}, "AccountSystem")
+						m := NewMessage(n)
+						if encoded {
+							m.JSON()
+						}
+						g.accept(m)
+					}
+					require.EqualValues(b, kept, g.kept.Load())
+					b.ReportMetric(float64(heap()-before)/kept, "B/msg")
+					runtime.KeepAlive(g)
+				}
+			})
 		}
 	}
 }
