@@ -1396,11 +1396,13 @@ func TestSlowReceiver(t *testing.T) {
 		publish(t, b, note("2", "v", P0))
 		pass(time.Second)
 		require.Equal(t, judgement{stuck: true, gaps: 1, dropped: 1}, judged(t, b, stuck))
-		require.Equal(t, judgement{}, judged(t, b, slow), "it has had half a second")
-		pass(500*time.Millisecond - 1)
-		require.Equal(t, judgement{}, judged(t, b, slow))
+		pass(100 * time.Millisecond)
+		require.Equal(t, "1", (<-slow.in[P1]).n.ID)
+		publish(t, b, note("3", "u", P1))
+		pass(400*time.Millisecond - 1)
+		require.Equal(t, judgement{handed: 1}, judged(t, b, slow), "it has been waited for 0.6 s, and almost 0.4 s more")
 		pass(1)
-		require.Equal(t, judgement{stuck: true, gaps: 1, dropped: 1}, judged(t, b, slow))
+		require.Equal(t, judgement{stuck: true, gaps: 1, handed: 1, dropped: 1}, judged(t, b, slow))
 	})
 
 	inBubble(t, "before it is judged there is one last try", func(t *testing.T) {
