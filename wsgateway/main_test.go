@@ -174,7 +174,8 @@ func (s *server) publish(user string, p notification.Payload) *notification.Noti
 	return n
 }
 
-// session waits for the user's only session.
+// session waits for the user's only session, until its filter is open: for a
+// moment it is not.
 func (s *server) session(user string) *notification.Session {
 	s.t.Helper()
 	var found *notification.Session
@@ -182,7 +183,7 @@ func (s *server) session(user string) *notification.Session {
 		for session := range s.gateway.UserSessions(user) {
 			found = session
 		}
-		return found != nil
+		return found != nil && len(found.Subscriptions()) > 0
 	})
 	return found
 }
