@@ -932,7 +932,7 @@ func TestStandIns(t *testing.T) {
 			}
 			synctest.Wait()
 			require.Equal(t, 4, g.due.size(), "the stand-ins have gone")
-			require.Equal(t, idle, runtime.NumGoroutine(), "the stand-ins have gone")
+			require.LessOrEqual(t, runtime.NumGoroutine(), idle, "the stand-ins have gone; others of the process may have, too")
 			require.Greater(t, idle, before)
 			for i := range others {
 				publishTo(t, b, well[i].UserID(), P0, fmt.Sprintf("after%d", i))
@@ -2029,10 +2029,10 @@ func agrees(t testing.TB, b *Broker, g *Gateway) {
 
 func TestRoutes(t *testing.T) {
 	t.Run("a user is routed exactly while there is a session or a subscription, however they race", func(t *testing.T) {
-		b, g := pair(t, BrokerConfig{}, GatewayConfig{})
 		rounds := sized(1_000_000, 30_000) / 3
 		t.Logf("%d rounds with each number of threads", rounds)
 		withProcs(t, func(t *testing.T) {
+			b, g := pair(t, BrokerConfig{}, GatewayConfig{})
 			sink := SinkFunc(func(context.Context, []*Message) error { return nil })
 			register := func(id string) *Session {
 				s, err := g.RegisterSession(SessionConfig{ID: id, UserID: "u", Sink: sink})
