@@ -315,6 +315,7 @@ func (b *Broker) PublishWait(ctx context.Context, n *Notification) error {
 	b.mu.Lock()
 	done, err := b.tryAccept(m, w.hash)
 	if !done {
+		pauseAt(joining)
 		w.elem = b.waiters[p].PushBack(w)
 		// The dispatcher looks at waiting after it has made room. Either it sees
 		// this or the second look sees the room; without it a waiter that came
@@ -729,6 +730,7 @@ func (b *Broker) settle() {
 // of times; before Run it discards what is queued, and Run is ErrClosed.
 func (b *Broker) Shutdown(ctx context.Context) error {
 	b.refuse()
+	pauseAt(closing)
 	if b.life.shut() {
 		b.settle()
 		b.life.finish()
@@ -789,6 +791,7 @@ func (b *Broker) take(p Priority) bool {
 // park sleeps until something is published, or the end begins.
 func (b *Broker) park() {
 	b.state.Store(dispatcherParked)
+	pauseAt(parking)
 	for _, q := range b.lanes {
 		if q.len() > 0 {
 			b.state.Store(dispatcherRunning)
@@ -903,10 +906,7 @@ func (b *Broker) sendWait(r *receiver, m *Message, ch chan<- *Message, lane Prio
 			}
 		}
 		var spent <-chan time.Time
-		drain := b.life.draining
-		if b.life.closing() {
-			drain = nil
-		} else {
+		if !b.life.closing() { // Shutdown rings wake, to take the budget away
 			left := b.cfg.StallTimeout - r.spent[lane]
 			if left <= 0 {
 				b.state.Store(dispatcherRunning)
@@ -925,7 +925,6 @@ func (b *Broker) sendWait(r *receiver, m *Message, ch chan<- *Message, lane Prio
 		case <-b.life.stopping:
 			over = true
 		case <-b.wake:
-		case <-drain: // from here on without a budget
 		case <-spent:
 		}
 		b.timer.Stop()
@@ -1138,5 +1137,23 @@ func (l *lifecycle) stopped() bool { return l.stop.Load() }
 func (l *lifecycle) lose() {
 	if l.closing() {
 		l.lost.Add(1)
+	}
+}
+
+// pause lets tests act in the middle of a race; it is nil otherwise. None of
+// its points is passed for every message.
+var pause func(point)
+
+type point int
+
+const (
+	parking point = iota // the dispatcher has said that it sleeps, and will look once more
+	joining              // PublishWait has found its lane full, and will wait
+	closing              // Shutdown has refused what comes, and will drain
+)
+
+func pauseAt(p point) {
+	if pause != nil {
+		pause(p)
 	}
 }

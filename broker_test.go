@@ -1920,3 +1920,59 @@ func TestChaos(t *testing.T) {
 		require.Zero(t, b.users.Size())
 	})
 }
+
+// at lets f run the next time that p is passed, in the middle of what races it.
+func at(t testing.TB, p point, f func()) {
+	t.Helper()
+	var once sync.Once
+	pause = func(passed point) {
+		if passed == p {
+			once.Do(f)
+		}
+	}
+	t.Cleanup(func() { pause = nil })
+}
+
+func TestInTheMiddle(t *testing.T) {
+	inBubble(t, "a publish between the dispatcher's saying that it sleeps and its second look is delivered", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		r := route(t, b, newStation("r", 9), "u")
+		at(t, parking, func() {
+			b.mu.Lock() // Publish without the ring: as if that came a moment before
+			defer b.mu.Unlock()
+			_, err := b.tryAccept(newMessage(note("1", "u", P2), TypeOrderFilled, now()), b.seen.hash("1"))
+			require.NoError(t, err)
+		})
+		runBroker(t, b)
+		synctest.Wait()
+		require.Equal(t, []string{"1"}, ids(r.poll()))
+	})
+	inBubble(t, "a lane that runs empty between a waiter's look and its joining strands nobody", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{QueueCapacity: [NumPriorities]int{1, 1, 1, 1}})
+		r := route(t, b, newStation("r", 9), "u")
+		publish(t, b, note("1", "u", P1))
+		at(t, joining, func() {
+			runBroker(t, b)
+			for b.lanes[P1].len() > 0 {
+				runtime.Gosched()
+			}
+		})
+		require.NoError(t, b.PublishWait(t.Context(), note("2", "u", P1)))
+		synctest.Wait()
+		require.Equal(t, []string{"1", "2"}, ids(r.poll()))
+	})
+	inBubble(t, "what comes between Shutdown's refusal and its drain is refused, and the drain is whole", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		r := route(t, b, newStation("r", 9), "u")
+		at(t, closing, func() {
+			require.ErrorIs(t, b.Publish(note("2", "u", P3)), ErrClosed)
+			require.ErrorIs(t, b.PublishWait(t.Context(), note("2", "u", P3)), ErrClosed)
+		})
+		runBroker(t, b)
+		publish(t, b, note("1", "u", P3))
+		synctest.Wait()
+		drain(t, b)
+		require.Equal(t, []string{"1"}, ids(r.poll()))
+		accounted(t, b, 3)
+	})
+}
