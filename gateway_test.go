@@ -7,6 +7,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"runtime"
@@ -1118,6 +1119,26 @@ func TestBackpressure(t *testing.T) {
 		require.Empty(t, sink.ids())
 		require.NoError(t, ended(g))
 	})
+	t.Run("a P0 that arrives in the middle of another lane's turn is read before its next message", func(t *testing.T) {
+		var g *Gateway
+		// A session that ends is logged by the reader: the only moment at which
+		// a test can be sure to be in the middle of something.
+		log := slog.New(slog.NewTextHandler(writerFunc(func([]byte) {
+			if len(g.inbox[P0]) == 0 && g.received[P0].value() == 0 {
+				g.inbox[P0] <- NewMessage(note("urgent", "u", P0))
+			}
+		}), &slog.HandlerOptions{Level: slog.LevelDebug}))
+		g = newGateway(t, "g", GatewayConfig{BatchSize: 1, OutboxMessages: 1, Logger: log})
+		join(t, g, "slow", "slow")
+		for i := range 60 {
+			g.inbox[P1] <- NewMessage(note(strconv.Itoa(i), "slow", P1)) // the ninth is too much
+		}
+		require.True(t, g.round())
+		require.Equal(t, uint64(1), g.Stats().Ended.Slow)
+		require.Equal(t, uint64(60), g.received[P1].value())
+		require.Equal(t, uint64(1), g.received[P0].value(), "in the same turn")
+		require.NoError(t, ended(g))
+	})
 	t.Run("a P0 is read between two slices of a big fan-out", func(t *testing.T) {
 		for _, all := range []bool{false, true} {
 			g := newGateway(t, "g", GatewayConfig{InboxCapacity: 10})
@@ -1153,6 +1174,11 @@ func TestBackpressure(t *testing.T) {
 		}
 	})
 }
+
+// A writerFunc is an io.Writer.
+type writerFunc func(p []byte)
+
+func (f writerFunc) Write(p []byte) (int, error) { f(p); return len(p), nil }
 
 // ended shuts a Gateway down that never ran, whatever it holds.
 func ended(g *Gateway) error {
@@ -1536,6 +1562,22 @@ func TestGatewayShutdown(t *testing.T) {
 		require.Equal(t, uint64(1), b.Stats().Departed.Handed)
 		require.ErrorIs(t, b.Unregister("g"), ErrUnknownReceiver)
 		require.ErrorIs(t, b.RegisterGateway(g), ErrClosed)
+	})
+	inBubble(t, "it leaves when the drain begins, not when it ends", func(t *testing.T) {
+		held := newGate(t)
+		b, g := pair(t, BrokerConfig{}, GatewayConfig{})
+		_, sink := join(t, g, "s", "u", hooked(held.pass))
+		publishTo(t, b, "u", P0, "a")
+		synctest.Wait()
+		down := make(chan error, 1)
+		go func() { down <- g.Shutdown(context.Background()) }()
+		pass(time.Second)
+		publishTo(t, b, "u", P0, "b")
+		synctest.Wait()
+		require.Equal(t, uint64(1), b.Stats().Lanes[P0].Unrouted)
+		held.open()
+		require.NoError(t, <-down)
+		require.Equal(t, []string{"a"}, sink.ids())
 	})
 	inBubble(t, "a Gateway whose ctx ends leaves its Broker, ends its sessions and counts what its inbox held", func(t *testing.T) {
 		b, g := newBroker(t, BrokerConfig{}), newGateway(t, "g", GatewayConfig{InboxCapacity: 100})
