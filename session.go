@@ -278,14 +278,14 @@ func (s *Session) isDue(clock int64) bool {
 // begin fills buf with the next batch and marks the session running. It
 // returns none if the session has ended, or if nothing waits after all, or, with
 // ErrSlowConsumer, if what should be replayed next is no longer there.
-func (s *Session) begin(buf []*Message) (batch []*Message, counts [NumPriorities]int, err error) {
+func (s *Session) begin(buf []*Message) (b delivery, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.queued = false
 	s.g.caughtUp(s.behind)
 	s.behind = 0
 	if s.err != nil {
-		return nil, counts, nil
+		return b, nil
 	}
 	s.running, s.patient, s.arrived = true, false, 0
 	if s.resume != nil {
@@ -298,14 +298,21 @@ func (s *Session) begin(buf []*Message) (batch []*Message, counts [NumPriorities
 	for p := range waiting {
 		waiting[p] = int(s.out.lanes[p].n)
 	}
-	counts = s.shares(waiting, len(buf))
-	batch = buf[:0]
-	for p, n := range counts {
+	b.counts = s.shares(waiting, len(buf))
+	b.messages = buf[:0]
+	for p, n := range b.counts {
 		for range n {
-			batch = append(batch, s.out.pop(Priority(p)))
+			b.messages = append(b.messages, s.out.pop(Priority(p)))
 		}
 	}
-	return batch, counts, nil
+	return b, nil
+}
+
+// A delivery is a batch for one Push.
+type delivery struct {
+	messages []*Message
+	counts   [NumPriorities]int // of messages
+	replayed bool               // from the history
 }
 
 // A resume is what a session of a Gateway with history has beside the others.
@@ -340,7 +347,7 @@ func (s *Session) position() (numbers [NumPriorities]uint64) {
 // the locks of both histories: what it adds later, it offers to a session that
 // takes it; what it added before and has yet to offer is not new then. s.mu is
 // held.
-func (s *Session) replay(buf []*Message) (batch []*Message, counts [NumPriorities]int, err error) {
+func (s *Session) replay(buf []*Message) (b delivery, err error) {
 	own, all, r := s.user.history, s.g.everyone, s.resume
 	own.mu.Lock()
 	defer own.mu.Unlock()
@@ -350,7 +357,7 @@ func (s *Session) replay(buf []*Message) (batch []*Message, counts [NumPrioritie
 	var waiting [NumPriorities]int // up to a batch, and one to know that there is more
 	for p := range waiting {
 		if own.lost(p, filter, r.at[p]) || all.lost(p, filter, r.at[p]) {
-			return nil, counts, ErrSlowConsumer
+			return b, ErrSlowConsumer
 		}
 		for e := range missed(&own.lanes[p], &all.lanes[p], r.at[p]) {
 			if admits(filter, e.m.typ.Channel()) {
@@ -360,11 +367,10 @@ func (s *Session) replay(buf []*Message) (batch []*Message, counts [NumPrioritie
 			}
 		}
 	}
-	counts = s.shares(waiting, len(buf))
-	batch = buf[:0]
+	b = delivery{messages: buf[:0], counts: s.shares(waiting, len(buf)), replayed: true}
 	more := false
-	for p := range counts {
-		left, whole := counts[p], true
+	for p := range b.counts {
+		left, whole := b.counts[p], true
 		for e := range missed(&own.lanes[p], &all.lanes[p], r.at[p]) {
 			if admits(filter, e.m.typ.Channel()) {
 				if left == 0 {
@@ -372,19 +378,19 @@ func (s *Session) replay(buf []*Message) (batch []*Message, counts [NumPrioritie
 					break
 				}
 				left--
-				batch = append(batch, e.m)
+				b.messages = append(b.messages, e.m)
 			}
 			r.at[p] = e.number
 		}
 		if whole { // over what was evicted, too, that the filter does not admit
 			r.at[p] = s.g.numbers[p].Load()
 		}
-		s.g.replayed[p].Add(uint64(counts[p]))
+		s.g.replayed[p].Add(uint64(b.counts[p]))
 	}
 	if !more {
 		s.g.endReplay(r)
 	}
-	return batch, counts, nil
+	return b, nil
 }
 
 // Cursor returns where the session has got to: behind the last batch that was
@@ -593,29 +599,31 @@ func (p *pusher) run(served *Session) {
 
 // serve pushes a batch of s, or closes its sink.
 func (p *pusher) serve(s *Session) {
-	batch, counts, err := s.begin(p.buf)
-	if len(batch) == 0 {
+	b, err := s.begin(p.buf)
+	if len(b.messages) == 0 {
 		if err != nil {
 			p.g.end(s, err)
 		}
 		p.rest(s)
 		return
 	}
-	at := now()
-	for _, m := range batch {
-		p.shard.latency[m.priority].record(time.Duration(at - m.entered))
+	if !b.replayed { // its age says how long the client was away, not how late we are
+		at := now()
+		for _, m := range b.messages {
+			p.shard.latency[m.priority].record(time.Duration(at - m.entered))
+		}
 	}
-	err = p.push(s, batch, counts)
-	p.pushed(s, counts, err)
-	clear(batch)
-	if p.turn += len(batch); p.turn >= yieldEvery {
+	err = p.push(s, b)
+	p.pushed(s, b, err)
+	clear(b.messages)
+	if p.turn += len(b.messages); p.turn >= yieldEvery {
 		p.turn = 0
 		runtime.Gosched()
 	}
 }
 
 // push calls the sink, whatever it does.
-func (p *pusher) push(s *Session, batch []*Message, counts [NumPriorities]int) (err error) {
+func (p *pusher) push(s *Session, b delivery) (err error) {
 	returned := false
 	defer func() {
 		if returned {
@@ -626,12 +634,12 @@ func (p *pusher) push(s *Session, batch []*Message, counts [NumPriorities]int) (
 		if what == nil { // Goexit: this goroutine is lost, the pusher is not
 			p.buf = make([]*Message, len(p.buf))
 			go func() { // as startPusher's
-				p.pushed(s, counts, err)
+				p.pushed(s, b, err)
 				p.run(s)
 			}()
 		}
 	}()
-	err = s.sink.Push(s.ctx, batch)
+	err = s.sink.Push(s.ctx, b.messages)
 	returned = true
 	return err
 }
@@ -649,7 +657,7 @@ func (p *pusher) wreck(call string, s *Session, what any) error {
 
 // pushed deals with what Push returned. It does the accounting before the
 // session is seen to be idle, so that at rest everything adds up.
-func (p *pusher) pushed(s *Session, counts [NumPriorities]int, err error) {
+func (p *pusher) pushed(s *Session, b delivery, err error) {
 	g := p.g
 	if err != nil {
 		if s.resume != nil {
@@ -657,14 +665,14 @@ func (p *pusher) pushed(s *Session, counts [NumPriorities]int, err error) {
 			s.resume.failed = true
 			s.mu.Unlock()
 		}
-		for lane, n := range counts {
+		for lane, n := range b.counts {
 			g.lose(&g.droppedEnd[lane], n)
 		}
 		if g.end(s, err) && !errors.Is(err, ErrSinkPanic) {
 			g.log.Debug("session ended: sink failed", "session", s.id, "user", s.user.id, "error", err)
 		}
 	} else {
-		for lane, n := range counts {
+		for lane, n := range b.counts {
 			if n > 0 {
 				p.shard.taken[lane].Add(uint64(n))
 			}

@@ -80,7 +80,7 @@ type GatewayLane struct {
 	DroppedSlow  uint64 // by SlowDropOldest
 	DroppedEnded uint64 // was waiting, or in the Push that failed, when its session ended
 
-	Latency Histogram // from the call of Publish to the start of Push
+	Latency Histogram // from the call of Publish to the start of Push; replayed messages are left out
 }
 
 // SessionEnds counts the sessions that ended.
