@@ -2187,8 +2187,9 @@ func benchmarkHistory(b *testing.B, messages int) {
 
 // BenchmarkResumeHerd lets 10,000 users come back at once, each to 20 messages,
 // and tells how long a P0 takes meanwhile, for a user who was there all the time
-// and for all, those included who have just come back. Beside it stands how long
-// it took just before, while the 200,000 messages were published flat out.
+// and for all, those included who have yet to come back, which is what theirs
+// waits for. Beside it stands how long it took just before, while the 200,000
+// messages were published flat out.
 func BenchmarkResumeHerd(b *testing.B) {
 	var before, during, all Histogram
 	for b.Loop() {
