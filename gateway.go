@@ -37,6 +37,10 @@ const (
 	// slow, we are, and the Broker's lanes are the place to wait in.
 	backlog = 4
 
+	// hoardLooks is how many users that are away a message looks at to find one
+	// whose history makes room for it.
+	hoardLooks = 8
+
 	// A due session waits this long for one of the pushers that there are; then
 	// they count as blocked and stand-ins are started.
 	blockedAfter       = time.Millisecond
@@ -46,11 +50,13 @@ const (
 	// everybody: the reader goes on, and the sessions' bounds decide.
 	exhaustedAfter = 100 * time.Millisecond
 
-	// patience is how often, and for how long, the reader yields to a running
-	// Push before it calls its session slow. A quick sink whose goroutine waits
-	// for a CPU gets one meanwhile; a blocked one costs some microseconds, once.
+	// Before a session with an overfull outbox is called slow, its running Push
+	// gets a chance: the reader yields a few times, and if that was not enough
+	// the Push has suspicion more. A quick sink needs it whose thread waits for a
+	// CPU; meanwhile the outbox may grow as if the sink had not been asked yet.
 	patienceYields = 512
-	patienceTime   = 5 * time.Millisecond
+	patience       = 200 * time.Microsecond
+	suspicion      = 50 * time.Millisecond
 )
 
 // SlowPolicy says what happens when a session's outbox is full.
@@ -96,7 +102,8 @@ type GatewayConfig struct {
 	// HistoryMessages is how many messages of each lane are kept per user for
 	// sessions that resume behind a Cursor, and how many to AllUsers once for
 	// all; default 0: none, and no cursors. At least OutboxMessages, so that a
-	// session that ended as slow finds what its outbox held.
+	// session that ended as slow finds what its outbox held. Give it room for the
+	// batch that failed, and for what comes until the client is back: a multiple.
 	HistoryMessages int
 	// HistoryTTL is how long a user's history, and route, outlive the user's
 	// last session; default 2 min.
@@ -191,6 +198,7 @@ type Gateway struct {
 	ended       SessionEnds          // guarded by mu
 	run         uint64               // guarded by mu: what cursors are bound to; a Gap renews it
 	away        userList             // guarded by mu: users without a session whose history is kept, who left first first
+	hoarder     *user                // guarded by mu: of those, whom keep looks at next; nil: the first
 
 	users *xsync.MapOf[string, *user] // changed under mu, read by the reader without
 	due   dueQueue
@@ -208,6 +216,7 @@ type Gateway struct {
 	replayed    [NumPriorities]atomic.Uint64
 	awayUntil   atomic.Int64 // when the first of away is to be forgotten
 	kept        atomic.Int64 // messages in the users' histories
+	abandoned   atomic.Int64 // pending messages of Pushes left behind: no drain waits for them
 	replays     atomic.Int64 // sessions that the pushers have yet to replay something to
 
 	everyone *history                     // of AllUsers; nil without HistoryMessages
@@ -222,6 +231,7 @@ type Gateway struct {
 	fans      [NumPriorities]fanOut
 	delays    [NumPriorities]delayList
 	timer     *time.Timer
+	suspects  []suspect // by at
 	sweepAt   int64
 	sweeping  bool   // a walk is under way
 	quietFrom int64  // since when no pusher has come back
@@ -382,7 +392,7 @@ func (g *Gateway) register(cfg SessionConfig) (s, orphan *Session, err error) {
 			u.history = newHistory(g)
 		}
 	} else if u.awaySince != 0 {
-		g.away.remove(u)
+		g.unlistAway(u)
 		g.watchAway()
 	}
 	s.user = u
@@ -724,9 +734,17 @@ func (g *Gateway) watchAway() {
 	}
 }
 
+// unlistAway takes a user off the list of those that are away. g.mu is held.
+func (g *Gateway) unlistAway(u *user) {
+	if g.hoarder == u {
+		g.hoarder = u.next
+	}
+	g.away.remove(u)
+}
+
 // forget drops a user that is away, with history and route. g.mu is held.
 func (g *Gateway) forget(u *user) {
-	g.away.remove(u)
+	g.unlistAway(u)
 	u.history.clear(true)
 	g.users.Delete(u.id)
 	g.reroute(u.id, 0, held)
@@ -760,17 +778,29 @@ func (g *Gateway) keep(h *history, u *user, m *Message) (number uint64) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.kept.Load() > int64(g.cfg.HistoryTotal) {
-		if g.away.first != nil {
-			g.forget(g.away.first)
-		} else {
-			h.mu.Lock()
-			h.evict(p)
-			h.mu.Unlock()
-			g.kept.Add(-1)
+	if g.kept.Load() <= int64(g.cfg.HistoryTotal) { // a Gap came in between
+		return number
+	}
+	// Who is away gives way, but for those who have nothing to give; and one
+	// message pays for a few looks only.
+	for range hoardLooks {
+		if g.hoarder == nil {
+			g.hoarder = g.away.first
+		}
+		u := g.hoarder
+		if u == nil {
 			break
 		}
+		g.hoarder = u.next
+		if u.history.len() > 0 {
+			g.forget(u)
+			return number
+		}
 	}
+	h.mu.Lock()
+	h.evict(p)
+	h.mu.Unlock()
+	g.kept.Add(-1)
 	return number
 }
 
@@ -949,6 +979,7 @@ func (g *Gateway) read() {
 			g.clock = math.MaxInt64 // everything is due
 		}
 		g.expire()
+		g.judge()
 		g.forgetAway()
 		g.watch(g.cfg.MaxPushers)
 		g.sweep()
@@ -956,7 +987,8 @@ func (g *Gateway) read() {
 			continue
 		}
 		// In this order: what is replayed is pending before its replay is over.
-		if draining && g.replays.Load() == 0 && g.pending() == 0 && g.due.empty() {
+		if draining && g.replays.Load() == 0 && g.pending() <= int(g.abandoned.Load()) && g.due.empty() {
+			g.life.lost.Add(uint64(max(g.pending(), 0))) // with Pushes that were left behind
 			return
 		}
 		g.sleep(true)
@@ -1243,17 +1275,80 @@ func (s *Session) overfull() bool {
 
 // overflow deals with an overfull session. It takes over s.mu.
 func (g *Gateway) overflow(s *Session) {
-	if s.running && !s.patient && s.out.total <= burst*g.cfg.OutboxMessages {
+	if s.running && s.doubt != convicted && s.out.total <= burst*g.cfg.OutboxMessages {
+		if s.doubt == suspected {
+			s.mu.Unlock()
+			return
+		}
 		s.mu.Unlock()
-		patient := g.yieldTo(s)
+		waited := g.yieldTo(s)
 		s.mu.Lock()
-		s.patient = patient
-		if !patient || s.err != nil || !s.overfull() {
+		if s.err != nil || !s.overfull() {
+			s.mu.Unlock()
+			return
+		}
+		// A clock that stands still, as in tests, has nothing to wait for.
+		if waited {
+			s.doubt = suspected
+			g.suspects = append(g.suspects, suspect{s, s.pushes, now() + int64(suspicion)})
 			s.mu.Unlock()
 			return
 		}
 	}
-	if g.cfg.SlowPolicy == SlowDropOldest {
+	g.sentence(s)
+}
+
+// yieldTo lets a Push that only wants a CPU return, and reports whether time
+// has passed.
+func (g *Gateway) yieldTo(s *Session) bool {
+	since := now()
+	for range patienceYields {
+		runtime.Gosched()
+		s.mu.Lock()
+		back := !s.running
+		s.mu.Unlock()
+		if back || now()-since > int64(patience) {
+			break
+		}
+	}
+	return now() != since
+}
+
+// A suspect is a session whose outbox ran over during a Push.
+type suspect struct {
+	s    *Session
+	push uint32 // which one
+	at   int64  // when it is slow if that still runs
+}
+
+// judge looks after the suspects whose time has come.
+func (g *Gateway) judge() {
+	for len(g.suspects) > 0 && g.suspects[0].at <= now() {
+		s, push := g.suspects[0].s, g.suspects[0].push
+		g.suspects[0] = suspect{}
+		if g.suspects = g.suspects[1:]; len(g.suspects) == 0 {
+			g.suspects = nil
+		}
+		s.mu.Lock()
+		if s.err == nil && s.running && s.pushes == push && s.overfull() {
+			g.sentence(s)
+		} else {
+			s.mu.Unlock()
+		}
+	}
+}
+
+// sentence does with a slow session what the policy says. It takes over s.mu.
+func (g *Gateway) sentence(s *Session) {
+	s.doubt = convicted
+	if g.cfg.SlowPolicy == SlowClose {
+		s.mu.Unlock()
+		if g.end(s, ErrSlowConsumer) {
+			g.log.Debug("session ended: slow consumer", "session", s.id, "user", s.user.id)
+		}
+		return
+	}
+	for s.overfull() {
 		p := s.out.lowest()
 		s.out.pop(p)
 		s.dropped++
@@ -1262,32 +1357,8 @@ func (g *Gateway) overflow(s *Session) {
 			s.behind--
 			g.caughtUp(1)
 		}
-		s.mu.Unlock()
-		return
 	}
 	s.mu.Unlock()
-	if g.end(s, ErrSlowConsumer) {
-		g.log.Debug("session ended: slow consumer", "session", s.id, "user", s.user.id)
-	}
-}
-
-// yieldTo lets a Push that only wants a CPU return. It reports false if it broke
-// off, because a P0 has arrived, and nothing can be said of the session yet.
-func (g *Gateway) yieldTo(s *Session) bool {
-	until := now() + int64(patienceTime)
-	for range patienceYields {
-		if len(g.inbox[P0]) > 0 {
-			return false
-		}
-		runtime.Gosched()
-		s.mu.Lock()
-		back := !s.running
-		s.mu.Unlock()
-		if back || now() > until {
-			break
-		}
-	}
-	return true
 }
 
 // expire makes the sessions due whose oldest message has waited MaxDelay.
@@ -1342,6 +1413,9 @@ func (g *Gateway) sleep(reading bool) {
 		most = math.MaxInt
 	}
 	next := g.nextWatch(most)
+	if len(g.suspects) > 0 {
+		next = min(next, g.suspects[0].at)
+	}
 	if reading && !g.life.closing() {
 		next = min(next, g.sweepAt, g.awayUntil.Load())
 		for p := range g.delays {
@@ -1389,10 +1463,14 @@ func (g *Gateway) watch(most int) {
 		clock = now()
 	}
 	left := g.due.abandon(clock - int64(straggle))
-	for _, id := range left {
+	for _, s := range left {
 		g.hung.Add(1)
+		s.mu.Lock()
+		s.abandoned = s.pushing
+		g.abandoned.Add(int64(s.abandoned))
+		s.mu.Unlock()
 		if muted, ok := g.leftBehind.begin(); ok {
-			g.log.Error("sink left behind: Push or Close does not return", "session", id, "waited", straggle, "muted", muted)
+			g.log.Error("sink left behind: Push or Close does not return", "session", s.id, "waited", straggle, "muted", muted)
 		}
 	}
 	n, urgent, returns := g.due.waiting()
@@ -1596,6 +1674,15 @@ func (l *historyLane) at(i int) *numbered { return &l.ring[(l.first+i)%len(l.rin
 // after returns the index of the oldest with a number over n.
 func (l *historyLane) after(n uint64) int {
 	return sort.Search(l.n, func(i int) bool { return l.at(i).number > n })
+}
+
+func (h *history) len() (n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for p := range h.lanes {
+		n += h.lanes[p].n
+	}
+	return n
 }
 
 // evict drops the oldest of a lane that has one. h.mu is held.

@@ -698,19 +698,30 @@ func TestBatchOrder(t *testing.T) {
 
 func TestSlowSessions(t *testing.T) {
 	t.Run("5,000 messages at once for a session whose sink is idle and quick are all delivered", func(t *testing.T) {
-		// On one thread, so that whoever yields is sure to let the sink run.
-		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-		b, g := pair(t, BrokerConfig{}, GatewayConfig{})
-		s, sink := join(t, g, "s", "u")
-		for p := P0; p <= P3; p++ {
-			for range 10 {
-				all := series(fmt.Sprintf("m%d-", lane(g, p).Taken), 5000)
-				publishTo(t, b, "u", p, all...)
-				eventually(t, "all 5,000", func() bool { return lane(g, p).Pending == 0 && len(sink.ids()) == 5000 || s.Err() != nil })
-				require.NoError(t, s.Err())
-				require.Equal(t, all, sink.take())
+		withProcs(t, func(t *testing.T) {
+			b, g := pair(t, BrokerConfig{}, GatewayConfig{})
+			s, sink := join(t, g, "s", "u")
+			for p := P0; p <= P3; p++ {
+				for range 10 {
+					all := series(fmt.Sprintf("m%d-", lane(g, p).Taken), 5000)
+					publishTo(t, b, "u", p, all...)
+					eventually(t, "all 5,000", func() bool { return lane(g, p).Pending == 0 && len(sink.ids()) == 5000 || s.Err() != nil })
+					require.NoError(t, s.Err())
+					require.Equal(t, all, sink.take())
+				}
 			}
-		}
+		})
+	})
+	t.Run("a sink that blocks in real time is found to be slow, though nothing more comes for it", func(t *testing.T) {
+		noLeaks(t)
+		held := newGate(t)
+		b, g := pair(t, BrokerConfig{}, GatewayConfig{BatchSize: 4, OutboxMessages: 7})
+		s, _ := join(t, g, "s", "u", hooked(held.pass))
+		publishTo(t, b, "u", P0, "taken")
+		eventually(t, "Push", func() bool { return g.Stats().Lanes[P0].Latency.Count() == 1 })
+		publishTo(t, b, "u", P0, series("m", 8)...)
+		<-s.Done()
+		require.Equal(t, ErrSlowConsumer, s.Err())
 	})
 	inBubble(t, "while Push runs OutboxMessages may wait, with one more it is ErrSlowConsumer", func(t *testing.T) {
 		held := newGate(t)
@@ -1645,6 +1656,27 @@ func TestGatewayShutdown(t *testing.T) {
 		<-s.Done()
 		require.Equal(t, []string{"a"}, sink.ids())
 		conserved(t, b, g)
+	})
+	inBubble(t, "a drain does not wait for a Push that was left behind", func(t *testing.T) {
+		held := newGate(t)
+		b, g := newBroker(t, BrokerConfig{}), newGateway(t, "g", GatewayConfig{})
+		require.NoError(t, b.RegisterGateway(g))
+		runBroker(t, b)
+		done := start(t.Context(), g)
+		s, _ := join(t, g, "s", "u", hooked(held.deaf))
+		publishTo(t, b, "u", P0, "a")
+		synctest.Wait()
+		require.NoError(t, s.Close())
+		pass(time.Second)
+		require.Equal(t, uint64(1), g.Stats().Hung)
+		drain(t, b)
+		require.ErrorIs(t, g.Shutdown(t.Context()), ErrClosed, "not everything was taken")
+		require.NoError(t, <-done)
+		require.Equal(t, 1, lane(g, P0).Pending)
+		held.open()
+		<-s.Done()
+		require.Zero(t, lane(g, P0).Pending)
+		require.Zero(t, g.abandoned.Load())
 	})
 	inBubble(t, "a Close that does not return keeps neither the others nor Run", func(t *testing.T) {
 		held := newGate(t)

@@ -103,20 +103,23 @@ type Session struct {
 	// guarded by mu. A session is idle, queued (for a pusher) or running (in
 	// Push, or its pusher is dealing with what Push returned). Once err is set
 	// the outbox stays empty and the next pusher to see it closes the sink.
-	mu       sync.Mutex
-	out      outbox
-	deadline [NumPriorities]int64 // when what came first into an empty lane has waited MaxDelay; the reader writes it, and may read it without mu
-	queued   bool
-	running  bool
-	patient  bool  // the reader has given the running Push its chance to return
-	behind   int   // of what waits, how much is counted in Gateway.behind
-	arrived  int   // since the running Push began
-	slot     uint8 // of the batches, modulo 10, for the shares of the lanes
-	err      error
-	done     chan struct{} // made when somebody asks for it
-	finished bool          // Sink.Close has returned
-	dropped  uint64
-	resume   *resume // what is written here is guarded by mu; nil without HistoryMessages
+	mu        sync.Mutex
+	out       outbox
+	deadline  [NumPriorities]int64 // when what came first into an empty lane has waited MaxDelay; the reader writes it, and may read it without mu
+	queued    bool
+	running   bool
+	doubt     doubt // of the running Push
+	behind    int   // of what waits, how much is counted in Gateway.behind
+	arrived   int   // since the running Push began
+	pushes    uint32
+	pushing   int32 // messages in the running Push
+	abandoned int32 // of those, how many are counted in Gateway.abandoned
+	slot      uint8 // of the batches, modulo 10, for the shares of the lanes
+	err       error
+	done      chan struct{} // made when somebody asks for it
+	finished  bool          // Sink.Close has returned
+	dropped   uint64
+	resume    *resume // what is written here is guarded by mu; nil without HistoryMessages
 
 	// owned by the Gateway's reader: its places among the sessions that wait
 	// for MaxDelay
@@ -125,6 +128,15 @@ type Session struct {
 	// guarded by dueQueue.mu
 	due dueLink
 }
+
+// doubt is what the reader thinks of a Push during which the outbox ran over.
+type doubt uint8
+
+const (
+	trusted   doubt = iota
+	suspected       // until its time is up
+	convicted
+)
 
 // everyChannel is the bit of Session.filter that stands for all channels. No
 // Channel is zero.
@@ -287,25 +299,28 @@ func (s *Session) begin(buf []*Message) (b delivery, err error) {
 	if s.err != nil {
 		return b, nil
 	}
-	s.running, s.patient, s.arrived = true, false, 0
+	s.running, s.doubt, s.arrived = true, trusted, 0
+	s.pushes++
 	if s.resume != nil {
 		s.resume.before = s.position()
-		if s.resume.replaying {
-			return s.replay(buf)
+	}
+	if s.resume != nil && s.resume.replaying {
+		b, err = s.replay(buf)
+	} else {
+		var waiting [NumPriorities]int
+		for p := range waiting {
+			waiting[p] = int(s.out.lanes[p].n)
+		}
+		b.counts = s.shares(waiting, len(buf))
+		b.messages = buf[:0]
+		for p, n := range b.counts {
+			for range n {
+				b.messages = append(b.messages, s.out.pop(Priority(p)))
+			}
 		}
 	}
-	var waiting [NumPriorities]int
-	for p := range waiting {
-		waiting[p] = int(s.out.lanes[p].n)
-	}
-	b.counts = s.shares(waiting, len(buf))
-	b.messages = buf[:0]
-	for p, n := range b.counts {
-		for range n {
-			b.messages = append(b.messages, s.out.pop(Priority(p)))
-		}
-	}
-	return b, nil
+	s.pushing = int32(len(b.messages))
+	return b, err
 }
 
 // A delivery is a batch for one Push.
@@ -688,6 +703,11 @@ func (p *pusher) pushed(s *Session, b delivery, err error) {
 // rest ends the turn of s: closed if it has ended, else idle, or due again.
 func (p *pusher) rest(s *Session) {
 	s.mu.Lock()
+	s.pushing = 0
+	if s.abandoned > 0 { // it has come back after all
+		p.g.abandoned.Add(-int64(s.abandoned))
+		s.abandoned = 0
+	}
 	if s.err != nil {
 		s.mu.Unlock()
 		if p.g.life.closing() {
@@ -881,17 +901,17 @@ func (q *dueQueue) watch(s *Session) (only bool) {
 }
 
 // abandon gives up the pushers of sessions that ended at or before then and
-// returns the sessions' IDs.
-func (q *dueQueue) abandon(then int64) (ids []string) {
+// returns the sessions.
+func (q *dueQueue) abandon(then int64) (left []*Session) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for s := q.limbo.first; s != nil && s.due.at <= then; s = q.limbo.first {
 		q.limbo.remove(s)
 		s.due.hung = true
 		q.pool--
-		ids = append(ids, s.id)
+		left = append(left, s)
 	}
-	return ids
+	return left
 }
 
 // abandonAt is when abandon should be called next.
