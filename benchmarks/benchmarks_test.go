@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -99,6 +100,9 @@ func TestEncodingsAgree(t *testing.T) {
 		for _, run := range []func(int){c.encode, c.decode, func(n int) { c.read(n) }} {
 			run(2)
 		}
+		if got := c.header(1); got < 1_700_000_000_000_000_000 {
+			t.Errorf("%s in %s has timestamp %d", c.message, c.encoding, got)
+		}
 		if got, want := c.read(1), map[string]float64{"TradeExecuted": 50123.5, "AccountUpdate": 0.0877}[c.message]; got != want {
 			t.Errorf("%s in %s reads %v, want %v", c.message, c.encoding, got, want)
 		}
@@ -184,7 +188,7 @@ func BenchmarkDeliver(b *testing.B) {
 
 func BenchmarkEncodings(b *testing.B) {
 	for _, c := range codecs() {
-		for step, run := range map[string]func(int){"encode": c.encode, "decode": c.decode, "read": func(n int) { kept += c.read(n) }} {
+		for step, run := range map[string]func(int){"encode": c.encode, "decode": c.decode, "read": func(n int) { runtime.KeepAlive(c.read(n)) }} {
 			b.Run(fmt.Sprintf("%s/%s/%s", c.message, c.encoding, step), func(b *testing.B) {
 				b.ReportAllocs()
 				run(b.N)

@@ -170,7 +170,8 @@ func (h *harness) publish(n *notification.Notification) {
 		h.sent.Add(-1)
 		h.refused.Add(1)
 		if err != errFull {
-			h.publishError.CompareAndSwap(nil, &err)
+			failed := err // apart, so that err need not be on the heap each time
+			h.publishError.CompareAndSwap(nil, &failed)
 		}
 	}
 }

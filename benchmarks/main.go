@@ -113,17 +113,17 @@ var sections = []section{
 	{"flat", true, func(_ int, systems []string) [][]job {
 		return each(systems, func(string) []job {
 			return []job{
-				{Users: *users, Publishers: 1, Seconds: 1.5, Window: *window},
-				{Users: *users, Publishers: 2, Seconds: 1.5, Window: *window},
+				{Users: *users, Publishers: 1, Seconds: 1.2, Window: *window},
+				{Users: *users, Publishers: 2, Seconds: 1.2, Window: *window},
 			}
 		})
 	}},
 	{"paced", true, func(_ int, systems []string) [][]job {
 		return each(systems, func(string) []job {
 			return []job{
-				{Users: *users, Rate: 1_000, Seconds: 3, Window: *window},
+				{Users: *users, Rate: 1_000, Seconds: 2.5, Window: *window},
 				{Users: *users, Rate: 10_000, Seconds: 1, Window: *window},
-				{Users: *users, Rate: 50_000, Seconds: 1, Window: *window},
+				{Users: *users, Rate: 50_000, Seconds: 0.8, Window: *window},
 			}
 		})
 	}},
@@ -136,7 +136,9 @@ var sections = []section{
 		for _, s := range systems {
 			if s != floorName { // it has nothing that could idle
 				idle = append(idle, job{System: s, Users: *users, Seconds: 20})
-				many = append(many, []job{{Section: "memory", System: s, Users: 10 * *users}})
+				if !*quick {
+					many = append(many, []job{{Section: "memory", System: s, Users: 10 * *users}})
+				}
 			}
 		}
 		return append([][]job{idle}, many...)
@@ -148,7 +150,7 @@ var sections = []section{
 		if !slices.Contains(systems, libraryName) {
 			return nil
 		}
-		base := job{Users: *users, Publishers: 1, Gateways: 1, Seconds: 0.7, Window: *window}
+		base := job{Users: *users, Publishers: 1, Gateways: 1, Seconds: 0.5, Window: *window}
 		return each([]string{libraryName}, func(string) (jobs []job) {
 			for _, n := range growing {
 				for _, value := range n.values {
@@ -161,7 +163,7 @@ var sections = []section{
 		})
 	}},
 	{"encodings", false, func(int, []string) [][]job {
-		return [][]job{{{System: libraryName, Seconds: 0.1}}}
+		return [][]job{{{System: libraryName, Seconds: 0.04}}}
 	}},
 }
 
@@ -196,7 +198,7 @@ func compare() error {
 		}
 	}
 	if *quick {
-		*rounds, *scale = 1, min(*scale, 0.15)
+		*rounds, *scale = 1, min(*scale, 0.1)
 	}
 	header := machine()
 	fmt.Print(header)
