@@ -10,6 +10,7 @@ import (
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
 
 	"github.com/qaexchange/notification"
 )
@@ -49,6 +50,7 @@ func newPlot(title, y string, systems []string) *plot.Plot {
 	p := plot.New()
 	p.Title.Text, p.Y.Label.Text = title, y
 	p.Legend.Top = true
+	p.Legend.Padding = vg.Points(3)
 	p.NominalX(systems...)
 	p.Add(plotter.NewGrid())
 	return p
@@ -59,7 +61,13 @@ func newPlot(title, y string, systems []string) *plot.Plot {
 func plotThroughput(file string, found []outcome) error {
 	systems := systemsIn(found)
 	p := newPlot("Publish to JSON at the receiver, flat out", "thousand messages per second", systems)
-	p.Y.Min = 0
+	p.Y.Min, p.X.Min, p.X.Max = 0, -0.5, float64(len(systems))-0.5
+	p.Y.Tick.Marker = plot.TickerFunc(func(low, high float64) (ticks []plot.Tick) {
+		for v := 0.0; v <= high; v += 100 {
+			ticks = append(ticks, plot.Tick{Value: v, Label: fmt.Sprintf("%.0f", v)})
+		}
+		return ticks
+	})
 	counts := valuesIn(found, func(o outcome) int { return o.Publishers })
 	width := vg.Points(48 / float64(len(counts)))
 	top := 0.0
@@ -112,7 +120,7 @@ func plotLatency(file, title string, found []outcome, lanes int) error {
 		if err != nil {
 			return err
 		}
-		scatter.Color, scatter.Radius = colours[lane], vg.Points(3)
+		scatter.Color, scatter.Radius, scatter.Shape = colours[lane], vg.Points(3), draw.CircleGlyph{}
 		p.Add(scatter)
 		p.Legend.Add(notification.Priority(lane).String(), scatter)
 	}
