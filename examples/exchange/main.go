@@ -233,7 +233,7 @@ func (o options) conclude(out io.Writer, x *exchange, d *driver, f *flock, s sna
 			count(len(f.members)), count(f.whole+f.gone), count(f.whole), count(f.gone))
 	}
 	if slices.ContainsFunc(rows, func(r laneReport) bool { return !r.Held }) {
-		fmt.Fprintf(out, "a target was missed: %s\n", o.explain())
+		fmt.Fprintf(out, "a target was missed: %s\n", explain())
 	}
 	if lost > 0 {
 		err = fmt.Errorf("%s messages were lost", count(lost))
@@ -248,14 +248,11 @@ func (o options) conclude(out io.Writer, x *exchange, d *driver, f *flock, s sna
 }
 
 // explain says what a missed target may come from that is not the library's.
-func (o options) explain() string {
+func explain() string {
 	why := fmt.Sprintf("this machine has %d CPUs", runtime.GOMAXPROCS(0))
 	if load, err := os.ReadFile("/proc/loadavg"); err == nil { // where there is one
 		one, _, _ := strings.Cut(string(load), " ")
 		why += ", and over the last minute " + one + " tasks wanted one"
-	}
-	if o.flaky > 0 {
-		why += "; what a flaky user finds on coming back counts from when it was published"
 	}
 	return why
 }
