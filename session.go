@@ -648,8 +648,9 @@ func (p *pusher) push(s *Session, b delivery) (err error) {
 		err = p.wreck("Push", s, what)
 		if what == nil { // Goexit: this goroutine is lost, the pusher is not
 			p.buf = make([]*Message, len(p.buf))
+			lost := err // captured itself, err would be on the heap for every Push
 			go func() { // as startPusher's
-				p.pushed(s, b, err)
+				p.pushed(s, b, lost)
 				p.run(s)
 			}()
 		}
