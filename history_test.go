@@ -1355,10 +1355,11 @@ func forgotten(t testing.TB, g *Gateway) {
 	require.Nil(t, g.away.last)
 	require.Nil(t, g.first)
 	require.Nil(t, g.last)
-	require.EqualValues(t, math.MaxInt64, g.awayUntil.Load(), "the reader waits for nobody")
+	require.Equal(t, int64(math.MaxInt64), g.awayUntil.Load(), "the reader waits for nobody")
 }
 
 func TestHistoryConfig(t *testing.T) {
+	overInt32 := int(int64(math.MaxInt32) + int64(math.MaxInt>>32&1)) // one more, where an int holds it
 	for _, row := range []struct {
 		name string
 		cfg  GatewayConfig
@@ -1369,7 +1370,7 @@ func TestHistoryConfig(t *testing.T) {
 		{"one fewer than the outbox holds", GatewayConfig{OutboxMessages: 500, HistoryMessages: 499}, false},
 		{"one fewer than the outbox holds by default", GatewayConfig{HistoryMessages: 1023}, false},
 		{"a negative number", GatewayConfig{HistoryMessages: -1}, false},
-		{"more than a ring can have", GatewayConfig{HistoryMessages: math.MaxInt32 + 1}, false},
+		{"more than a ring can have", GatewayConfig{HistoryMessages: overInt32}, math.MaxInt == math.MaxInt32},
 		{"a negative total", GatewayConfig{HistoryTotal: -1}, false},
 		{"a total of one", GatewayConfig{HistoryTotal: 1}, true},
 		{"a negative TTL", GatewayConfig{HistoryTTL: -1}, false},
