@@ -565,7 +565,7 @@ func TestBatching(t *testing.T) {
 			p := Priority(1 + random.IntN(3))
 			all := series(fmt.Sprintf("m%d-", i), 3+random.IntN(3))
 			publishTo(t, b, "u", p, all[0], all[1])
-			time.Sleep(g.cfg.MaxDelay[p]) // without a Wait: the timer of the reader fires now
+			nap(g.cfg.MaxDelay[p]) // without a Wait: the timer of the reader fires now
 			publishTo(t, b, "u", p, all[2:]...)
 			pass(100 * ms)
 			require.Equal(t, all, sink.take())
@@ -1717,7 +1717,7 @@ func TestGatewayShutdown(t *testing.T) {
 		"a session that closes and fails": func(s *Session) error { return errors.Join(s.Close(), errors.New("broken pipe")) },
 		"a session that unregisters and blocks": func(s *Session) error {
 			_ = s.g.UnregisterSession(s.ID())
-			time.Sleep(time.Second / 2)
+			nap(time.Second / 2)
 			return nil
 		},
 	} {

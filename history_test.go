@@ -205,7 +205,7 @@ func TestResume(t *testing.T) {
 						next++
 						feed(g, note(fmt.Sprint("m", next), "u", P1))
 					}
-					time.Sleep(time.Millisecond)
+					nap(time.Millisecond)
 				}
 				return nil
 			}
@@ -779,7 +779,7 @@ func TestCursorGone(t *testing.T) {
 					if user == "nobody" && row.name != "of a user who is not known" {
 						continue
 					}
-					time.Sleep(time.Second)
+					nap(time.Second)
 					before := snapshot()
 					s, err := g.RegisterSession(SessionConfig{ID: "r", UserID: user, After: cursor, Sink: SinkFunc(func(context.Context, []*Message) error {
 						t.Error("pushed to")
@@ -930,7 +930,7 @@ func TestResumeOfTheSlow(t *testing.T) {
 			require.NoError(t, d.connect(t).Close())
 			feedAll(g, "u", P1, series("m", 1000))
 			pass(time.Second)
-			d.push = func(context.Context, []*Message) error { time.Sleep(time.Second); return nil }
+			d.push = func(context.Context, []*Message) error { nap(time.Second); return nil }
 			s := d.connect(t)
 			for i := range 100 { // and what comes meanwhile is not either
 				feed(g, note(fmt.Sprint("m", 1001+i), "u", P1))
@@ -977,7 +977,7 @@ func TestResumeOfTheSlow(t *testing.T) {
 				}
 				send(60)
 				pass(time.Second)
-				d.push = func(context.Context, []*Message) error { time.Sleep(time.Second); return nil }
+				d.push = func(context.Context, []*Message) error { nap(time.Second); return nil }
 				s := d.connect(t)
 				pass(1500 * time.Millisecond) // in the second batch of ten
 				send(60)
@@ -1000,7 +1000,7 @@ func TestResumeOfTheSlow(t *testing.T) {
 					feed(g, on(ChannelRisk, id, "u", P0))
 				}
 				pass(time.Second)
-				d.push = func(context.Context, []*Message) error { time.Sleep(time.Second); return nil }
+				d.push = func(context.Context, []*Message) error { nap(time.Second); return nil }
 				d.connect(t)
 				for i := range 500 {
 					feed(g, row.make(fmt.Sprint("x", i)))
@@ -1216,7 +1216,7 @@ func TestHistoryIsBounded(t *testing.T) {
 				require.NoError(t, s.Close())
 				feed(g, note(fmt.Sprint("m", i), fmt.Sprint("u", i), P1))
 				if i%100 == 99 {
-					time.Sleep(time.Millisecond)
+					nap(time.Millisecond)
 				}
 			}
 			synctest.Wait()

@@ -64,9 +64,12 @@ func noLeaks(t testing.TB) {
 
 // pass lets d of a bubble's time pass, and what it sets going come to rest.
 func pass(d time.Duration) {
-	time.Sleep(d)
+	nap(d)
 	synctest.Wait()
 }
+
+// nap takes d of a bubble's time: what a slow sink does, say.
+func nap(d time.Duration) { time.Sleep(d) }
 
 // inBubble runs f as a subtest with virtual time.
 func inBubble(t *testing.T, name string, f func(t *testing.T)) {
