@@ -1287,8 +1287,9 @@ func (g *Gateway) overflow(s *Session) {
 			s.mu.Unlock()
 			return
 		}
-		// A clock that stands still, as in tests, has nothing to wait for.
-		if waited {
+		// A clock that stands still, as in tests, has nothing to wait for. And a
+		// session that is to live on and lose some is not wronged by much.
+		if waited && g.cfg.SlowPolicy == SlowClose {
 			s.doubt = suspected
 			g.suspects = append(g.suspects, suspect{s, s.pushes, now() + int64(suspicion)})
 			s.mu.Unlock()
