@@ -917,11 +917,6 @@ func (g *Gateway) Run(ctx context.Context) error {
 func (g *Gateway) settle() {
 	g.leave()
 	g.endAll(ErrGatewayClosed)
-	g.mu.Lock()
-	for g.away.first != nil {
-		g.forget(g.away.first)
-	}
-	g.mu.Unlock()
 	for p, ch := range g.inbox {
 		for n := len(ch); n > 0; n-- {
 			select {
