@@ -1,6 +1,6 @@
 module github.com/qaexchange/notification/modeltest
 
-go 1.25
+go 1.26.0
 
 require (
 	github.com/qaexchange/notification v0.0.0
