@@ -464,10 +464,10 @@ func dataOf(p Payload) unsafe.Pointer {
 
 // AppendJSON appends n as one JSON object and returns the longer slice; it
 // allocates only if b has no room. The result is valid JSON and valid UTF-8
-// whatever n holds, byte for byte what encoding/json makes of the same values,
-// except that NaN and the infinities, which it refuses, are null. A payload
-// that is none of the payload structs is null, under an empty message_type; a
-// nil n is null.
+// whatever n holds: bytes that are not UTF-8 become U+FFFD. It is byte for byte
+// what encoding/json of Go 1.27 makes of the same values, except that NaN and
+// the infinities, which that refuses, are null. A payload that is none of the
+// payload structs is null, under an empty message_type; a nil n is null.
 func (n *Notification) AppendJSON(b []byte) []byte {
 	if n == nil {
 		return append(b, "null"...)
@@ -791,7 +791,7 @@ func appendEscaped(b []byte, s string) []byte {
 			}
 			b = append(b, s[done:i]...)
 			if size == 1 {
-				b = append(b, `\ufffd`...)
+				b = append(b, "\ufffd"...) // the character itself, which needs no escape
 			} else {
 				b = append(b, `\u202`...)
 				b = append(b, hex[r&0xf])

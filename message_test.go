@@ -154,12 +154,42 @@ func mirror(n *Notification) baseline {
 	return baseline{n.ID, n.Type().String(), n.UserID, uint8(n.Priority), n.Timestamp, n.Source, dst.Interface()}
 }
 
+// rawReplacement tells whether this toolchain's encoding/json is that of Go
+// 1.27, which writes U+FFFD for bytes that are not UTF-8. Before, and without
+// GOEXPERIMENT=jsonv2, it writes the escape of it.
+var rawReplacement = func() bool {
+	b, _ := json.Marshal("\xff")
+	return string(b) == "\"\ufffd\""
+}()
+
+// stdJSON returns what encoding/json of Go 1.27 makes of v.
+func stdJSON(t testing.TB, v any) []byte {
+	t.Helper()
+	b, err := json.Marshal(v)
+	require.NoError(t, err)
+	if rawReplacement {
+		return b
+	}
+	out := b[:0]
+	for rest := b; len(rest) > 0; {
+		n := 1
+		if rest[0] == '\\' {
+			n = 2 // so that what is behind an escaped backslash is no escape
+		}
+		if after, ok := bytes.CutPrefix(rest, []byte(`\ufffd`)); ok {
+			out, rest = append(out, "\ufffd"...), after
+		} else {
+			out, rest = append(out, rest[:n]...), rest[n:]
+		}
+	}
+	return out
+}
+
 // requireJSON asserts that AppendJSON makes of n what encoding/json does, and
 // again in buffers with any room from none to more than enough.
 func requireJSON(t *testing.T, n *Notification, rooms bool) {
 	t.Helper()
-	want, err := json.Marshal(mirror(n))
-	require.NoError(t, err)
+	want := stdJSON(t, mirror(n))
 	got := n.AppendJSON(nil)
 	if !bytes.Equal(want, got) {
 		require.Equal(t, string(want), string(got))
@@ -361,7 +391,7 @@ func TestAppendJSON(t *testing.T) {
 // hostile are strings that a careless encoder lets out of their quotes.
 var hostile = []string{
 	"", `"`, `\`, `\"`, `\\"`, `"},"admin":true,"x":"`, "\x00", "\x1f", "\x7f", "\b\f\n\r\t", "<script>&amp;</script>",
-	"\u2028", "\u2029", "a\u2028b", "\u2027\u202a", "\xff", "\xc0\x80", "\xed\xa0\x80", "\xe2\x80", "\xf4\x90\x80\x80", "\ufffd", "a\xffb\xc3",
+	"\u2028", "\u2029", "a\u2028b", "\u2027\u202a", "\xff", "\xc0\x80", "\xed\xa0\x80", "\xe2\x80", "\xf4\x90\x80\x80", "\ufffd", `\ufffd`, "a\xffb\xc3",
 	"7 bytes", "8 bytes.", "9 bytes..", "sixteen bytes...", "平仓盈亏", "保证金不足，请追加", "🚀", "é", "\xc3", "x\xe4\xbf\x9d\xe8",
 }
 
@@ -392,6 +422,20 @@ func TestCase30HostileStrings(t *testing.T) {
 			}
 		}
 	})
+	t.Run("bytes that are not UTF-8 become U+FFFD itself, and no escape", func(t *testing.T) {
+		for s, want := range map[string]string{
+			"\xff":              "\ufffd\"",
+			"a\xffb\xc3":        "a\ufffdb\ufffd\"",
+			"\xed\xa0\x80":      "\ufffd\ufffd\ufffd\"", // half of a surrogate pair
+			"\ufffd":            "\ufffd\"",
+			`\ufffd`:            `\\ufffd"`,
+			"\\\xff":            "\\\\\ufffd\"",
+			"\u2028\xff\u2029<": "\\u2028\ufffd\\u2029\\u003c\"",
+		} {
+			require.Equal(t, want, string(appendString(nil, s)))
+			require.Equal(t, `"`+want, string(stdJSON(t, s)), "encoding/json")
+		}
+	})
 	t.Run("in every place and every room", func(t *testing.T) {
 		for _, s := range hostile {
 			requireJSON(t, withValues(TypeTradeExecuted, true, values{strings: []string{"plain", s, "plainer"}, floats: []float64{1.5}}), true)
@@ -403,7 +447,7 @@ func TestCase30HostileStrings(t *testing.T) {
 				for at := range length {
 					s := bytes.Repeat([]byte{'x'}, length)
 					s[at] = byte(c)
-					want, _ := json.Marshal(string(s))
+					want := stdJSON(t, string(s))
 					require.Equal(t, string(want), `"`+string(appendString(nil, string(s))))
 				}
 			}
@@ -412,7 +456,7 @@ func TestCase30HostileStrings(t *testing.T) {
 	t.Run("a mebibyte of each", func(t *testing.T) {
 		for _, s := range hostile[1:] {
 			s = strings.Repeat(s, 1<<20/len(s))
-			want, _ := json.Marshal(s)
+			want := stdJSON(t, s)
 			n := specimen(TypeSystemNotice)
 			n.Payload = SystemNotice{Content: s}
 			require.True(t, bytes.Contains(n.AppendJSON(nil), want))
@@ -1148,8 +1192,7 @@ func FuzzAppendJSON(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, typ uint8, id, user, source, s1, s2 string, f1, f2 float64, i int64, u uint32, room uint8) {
 		n := fuzzed(typ, id, user, source, s1, s2, f1, f2, i, u)
-		want, err := json.Marshal(mirror(n))
-		require.NoError(t, err)
+		want := stdJSON(t, mirror(n))
 		got := n.AppendJSON(make([]byte, 0, max(0, len(want)-64+int(room))))
 		if !bytes.Equal(want, got) {
 			t.Fatalf("encoding/json makes\n%s\nAppendJSON\n%s", want, got)
