@@ -1492,7 +1492,7 @@ func TestSweep(t *testing.T) {
 		// A reading of time.Now is compared with the wall clock by whoever drops
 		// its monotonic part. So: only now, which subtracts two monotonic
 		// readings, may decide anything.
-		require.Contains(t, epoch.String(), " m=", "epoch has a monotonic reading, and so has a difference to it")
+		require.Contains(t, clockStart.String(), " m=", "clockStart has a monotonic reading, and so has a difference to it")
 		for file, shown := range map[string][]string{
 			"broker.go":  nil,
 			"queue.go":   nil,

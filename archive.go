@@ -1,0 +1,213 @@
+package notification
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"reflect"
+	"slices"
+	"strings"
+	"unsafe"
+)
+
+// An archive is a header, the payload's fields, then all strings one behind
+// the other; ARCHIVE.md shows it byte by byte. Its strings have lengths and no
+// offsets, so there is nothing that could overlap or leave a hole, and
+// checking it is adding the lengths up.
+const (
+	archiveVersion = 1
+	archiveMagic   = 'Q' | 'X'<<8 | 'N'<<16 | archiveVersion<<24
+
+	// Where the header has what.
+	archiveSize      = 4  // uint32: bytes in all
+	archiveSource    = 8  // uint32: length of Source
+	archiveID        = 12 // uint16: length of ID
+	archiveUserID    = 14 // uint16: length of UserID
+	archiveTimestamp = 16 // int64
+	archiveType      = 24 // uint8
+	archivePriority  = 25 // uint8
+	archiveHeader    = 26
+
+	// maxArchive is a size that an int holds on every platform.
+	maxArchive = math.MaxInt32
+)
+
+// AppendBinary appends n as an archive and returns the longer slice; it
+// allocates only if b has no room. The error wraps ErrInvalid if n is not
+// valid (see Validate) or takes more than 2 GiB, and b is returned as it was.
+func (n *Notification) AppendBinary(b []byte) ([]byte, error) {
+	t, err := n.check()
+	if err != nil {
+		return b, err
+	}
+	l := &layouts[t]
+	p := dataOf(n.Payload)
+	size := uint64(l.prefix) + uint64(len(n.ID)) + uint64(len(n.UserID)) + uint64(len(n.Source)) + l.textLen(p)
+	if size > maxArchive {
+		return b, fmt.Errorf("%w: an archive of %d bytes, over %d", ErrInvalid, size, maxArchive)
+	}
+	b = slices.Grow(b, int(size))
+	d := b[len(b) : len(b)+int(size)]
+	binary.LittleEndian.PutUint32(d, archiveMagic)
+	binary.LittleEndian.PutUint32(d[archiveSize:], uint32(size))
+	binary.LittleEndian.PutUint32(d[archiveSource:], uint32(len(n.Source)))
+	binary.LittleEndian.PutUint16(d[archiveID:], uint16(len(n.ID)))
+	binary.LittleEndian.PutUint16(d[archiveUserID:], uint16(len(n.UserID)))
+	binary.LittleEndian.PutUint64(d[archiveTimestamp:], uint64(n.Timestamp))
+	d[archiveType] = byte(t)
+	d[archivePriority] = byte(n.Priority)
+	end := l.prefix
+	end += copy(d[end:], n.ID)
+	end += copy(d[end:], n.UserID)
+	end += copy(d[end:], n.Source)
+	l.store(d, end, p)
+	return b[:len(b)+int(size)], nil
+}
+
+// MarshalBinary returns what AppendBinary appends.
+func (n *Notification) MarshalBinary() ([]byte, error) { return n.AppendBinary(nil) }
+
+// UnmarshalBinary reads an archive into n, which keeps nothing of b. An error
+// wraps ErrCorrupt and leaves n unchanged.
+func (n *Notification) UnmarshalBinary(b []byte) error {
+	a, err := OpenArchive(b)
+	if err != nil {
+		return err
+	}
+	*n = *a.Notification()
+	return nil
+}
+
+// An Archive reads an archive in place, without allocating. It was checked as
+// a whole by OpenArchive, so nothing can go wrong later. The zero Archive is
+// empty: of no type.
+//
+// The strings that it returns lie in the buffer given to OpenArchive and are
+// good while that is left unchanged; Notification returns a copy.
+type Archive struct {
+	data                string // the archive; aliases the buffer
+	endID, endUser, end uint32 // where ID, UserID and Source end in data
+	typ                 Type
+}
+
+// OpenArchive checks that b is one whole archive, nothing before it and
+// nothing behind, of a notification that is valid, and opens it in place. An
+// error wraps ErrCorrupt and says what is wrong.
+//
+// The Archive aliases b: b must not change as long as the Archive, or a string
+// from it or from PayloadAs, is in use, and is kept from the garbage collector
+// for so long. Whoever reuses b takes a copy out first: Archive.Notification,
+// or strings.Clone for a single string.
+func OpenArchive(b []byte) (Archive, error) {
+	if len(b) < archiveHeader {
+		return Archive{}, corrupt("%d bytes are less than a header, %d", len(b), archiveHeader)
+	}
+	// The string is a view of b, with b's address and length. It is sound by
+	// the rule above, which is the caller's to keep; if it is broken strings
+	// change, but each read stays within them, being checked once more.
+	s := unsafe.String(unsafe.SliceData(b), len(b))
+	if le32(s, 0) != archiveMagic {
+		if le32(s, 0)<<8 != archiveMagic<<8&math.MaxUint32 {
+			return Archive{}, corrupt("it begins with %q", s[:3])
+		}
+		return Archive{}, corrupt("version %d is unknown, this is version %d", s[3], archiveVersion)
+	}
+	if size := le32(s, archiveSize); uint64(size) != uint64(len(s)) {
+		return Archive{}, corrupt("%d bytes where the header says %d", len(s), size)
+	}
+	t := Type(s[archiveType])
+	if !t.valid() {
+		return Archive{}, corrupt("type %d is unknown", uint8(t))
+	}
+	if s[archivePriority] >= NumPriorities {
+		return Archive{}, corrupt("priority %d is over %d", s[archivePriority], uint8(P3))
+	}
+	l := &layouts[t]
+	if len(s) < l.prefix {
+		return Archive{}, corrupt("%d bytes are less than a %s, %d", len(s), t, l.prefix)
+	}
+	id, user := uint64(s[archiveID])|uint64(s[archiveID+1])<<8, uint64(s[archiveUserID])|uint64(s[archiveUserID+1])<<8
+	end := uint64(l.prefix) + id + user + uint64(le32(s, archiveSource))
+	all := end // cannot overflow: it is the sum of a few numbers of 32 bits
+	for _, at := range l.lengths {
+		all += uint64(le32(s, int(at)))
+	}
+	if all != uint64(len(s)) {
+		return Archive{}, corrupt("%d bytes where the lengths of its strings make %d", len(s), all)
+	}
+	a := Archive{data: s, endID: uint32(l.prefix) + uint32(id), endUser: uint32(l.prefix) + uint32(id) + uint32(user), end: uint32(end), typ: t}
+	switch {
+	case id-1 >= maxIDLen:
+		return Archive{}, corrupt("ID has %d bytes, not 1 to %d", id, maxIDLen)
+	case user-1 >= maxIDLen:
+		return Archive{}, corrupt("UserID has %d bytes, not 1 to %d", user, maxIDLen)
+	case a.UserID() == AllUsers && t.Channel() != ChannelSystem:
+		return Archive{}, corrupt("UserID is AllUsers with a %s", t)
+	}
+	return a, nil
+}
+
+func corrupt(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrCorrupt}, args...)...)
+}
+
+// ID returns Notification.ID; it aliases the buffer.
+func (a Archive) ID() string { return a.data[layouts[a.typ].prefix:a.endID] }
+
+// Type returns the payload's type.
+func (a Archive) Type() Type { return a.typ }
+
+// UserID returns Notification.UserID; it aliases the buffer.
+func (a Archive) UserID() string { return a.data[a.endID:a.endUser] }
+
+// Priority returns Notification.Priority.
+func (a Archive) Priority() Priority {
+	if a.typ == 0 {
+		return 0
+	}
+	return Priority(a.data[archivePriority])
+}
+
+// Timestamp returns Notification.Timestamp, in Unix nanoseconds.
+func (a Archive) Timestamp() int64 {
+	if a.typ == 0 {
+		return 0
+	}
+	return int64(le64(a.data, archiveTimestamp))
+}
+
+// Source returns Notification.Source; it aliases the buffer.
+func (a Archive) Source() string { return a.data[a.endUser:a.end] }
+
+// PayloadAs returns the payload of a as a value, without allocating, or an
+// error that wraps ErrInvalid if T is not the struct of a.Type().
+//
+// The strings of the value alias the buffer given to OpenArchive and are good
+// while that is left unchanged; strings.Clone keeps one for longer.
+func PayloadAs[T Payload](a Archive) (T, error) {
+	var none T
+	if t := typeOf(none); t == 0 || t != a.typ {
+		return none, fmt.Errorf("%w: the archive holds a %s, not a %s", ErrInvalid, a.typ, reflect.TypeFor[T]())
+	}
+	return loadAs[T](&layouts[a.typ], a.data, a.data[a.end:]), nil
+}
+
+// Notification returns a copy that owns its memory.
+func (a Archive) Notification() *Notification {
+	if a.typ == 0 {
+		return &Notification{}
+	}
+	// Two copies hold all strings. The first is the one that lives on: the ID
+	// in the dedup window, which must not keep a long text alive.
+	l := &layouts[a.typ]
+	ids, texts := strings.Clone(a.data[l.prefix:a.endUser]), strings.Clone(a.data[a.endUser:])
+	id, source := a.endID-uint32(l.prefix), a.end-a.endUser
+	return &Notification{
+		ID:        ids[:id],
+		UserID:    ids[id:],
+		Priority:  a.Priority(),
+		Payload:   l.loadNew(a.data, texts[source:]),
+		Timestamp: a.Timestamp(),
+		Source:    texts[:source],
+	}
+}
