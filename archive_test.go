@@ -170,19 +170,74 @@ func TestArchive(t *testing.T) {
 				_, _, _, _, _, _ = a.ID(), a.UserID(), a.Source(), a.Type(), a.Priority(), a.Timestamp()
 			}))
 		})
-		t.Run("case 32: cut off anywhere it is ErrCorrupt", func(t *testing.T) {
+	})
+	t.Run("PayloadAs allocates nothing", func(t *testing.T) {
+		account, err := OpenArchive(archive(t, specimen(TypeAccountUpdate)))
+		require.NoError(t, err)
+		trade, err := OpenArchive(archive(t, specimen(TypeTradeExecuted)))
+		require.NoError(t, err)
+		end, err := OpenArchive(archive(t, specimen(TypeTradingSessionEnd)))
+		require.NoError(t, err)
+		require.Zero(t, testing.AllocsPerRun(50, func() {
+			p, _ := PayloadAs[AccountUpdate](account)
+			q, _ := PayloadAs[TradeExecuted](trade)
+			r, _ := PayloadAs[TradingSessionEnd](end)
+			if p.Balance == 0 || q.TradeID == "" || r.Message == "" {
+				panic("empty")
+			}
+		}))
+	})
+	t.Run("it is smaller than the original's", func(t *testing.T) {
+		require.LessOrEqual(t, len(archive(t, specimen(TypeAccountUpdate))), 170) // 288 there
+		require.LessOrEqual(t, len(archive(t, specimen(TypeTradeExecuted))), 200) // 264 there
+	})
+	t.Run("IDs may have one byte, and 256", func(t *testing.T) {
+		for _, id := range []string{"x", strings.Repeat("x", 256)} {
+			n := &Notification{ID: id, UserID: id, Payload: AccountUpdate{}}
+			require.True(t, requireArchive(t, archive(t, n)))
+		}
+	})
+	t.Run("the zero Archive is empty", func(t *testing.T) {
+		var a Archive
+		require.Zero(t, a.ID()+a.UserID()+a.Source())
+		require.Zero(t, a.Type())
+		require.Zero(t, a.Priority())
+		require.Zero(t, a.Timestamp())
+		require.Zero(t, *a.Notification())
+		_, err := PayloadAs[AccountUpdate](a)
+		require.ErrorIs(t, err, ErrInvalid)
+	})
+	t.Run("only the payload structs are payloads", func(t *testing.T) {
+		a, err := OpenArchive(archive(t, specimen(TypeAccountUpdate)))
+		require.NoError(t, err)
+		_, err = PayloadAs[*AccountUpdate](a)
+		require.ErrorIs(t, err, ErrInvalid)
+		_, err = PayloadAs[embedsPayload](a)
+		require.ErrorIs(t, err, ErrInvalid)
+		_, err = PayloadAs[liarPayload](a)
+		require.ErrorIs(t, err, ErrInvalid)
+		_, err = PayloadAs[Payload](a)
+		require.ErrorIs(t, err, ErrInvalid)
+		require.ErrorContains(t, err, "the archive holds a account_update, not a notification.Payload")
+	})
+}
+
+func TestArchiveCorrupt(t *testing.T) {
+	eachType(t, func(t *testing.T, typ Type) {
+		b := archive(t, specimen(typ))
+		t.Run("cut off anywhere it is ErrCorrupt", func(t *testing.T) {
 			for end := range b {
 				require.False(t, requireArchive(t, slices.Clip(b[:end])), "opened with %d bytes of %d", end, len(b))
 			}
 		})
-		t.Run("case 32: with any bit flipped it is a value or ErrCorrupt", func(t *testing.T) {
+		t.Run("with any bit flipped it is a value or ErrCorrupt", func(t *testing.T) {
 			for i := range 8 * len(b) {
 				c := bytes.Clone(b)
 				c[i/8] ^= 1 << (i % 8)
 				requireArchive(t, c)
 			}
 		})
-		t.Run("case 32: with huge numbers anywhere it is a value or ErrCorrupt", func(t *testing.T) {
+		t.Run("with huge numbers anywhere it is a value or ErrCorrupt", func(t *testing.T) {
 			for at := range b {
 				for _, huge := range []uint64{0x7fff, 0x8000, 0xffff, 1<<31 - 1, 1 << 31, 1<<32 - 1, 1 << 63, 1<<63 - 1, math.MaxUint64} {
 					width := 8 // or that of the length fields which it is huge for
@@ -206,26 +261,6 @@ func TestArchive(t *testing.T) {
 			_, err = OpenArchive(append(bytes.Clone(b), b...))
 			require.ErrorIs(t, err, ErrCorrupt)
 		})
-	})
-	t.Run("PayloadAs allocates nothing", func(t *testing.T) {
-		account, err := OpenArchive(archive(t, specimen(TypeAccountUpdate)))
-		require.NoError(t, err)
-		trade, err := OpenArchive(archive(t, specimen(TypeTradeExecuted)))
-		require.NoError(t, err)
-		end, err := OpenArchive(archive(t, specimen(TypeTradingSessionEnd)))
-		require.NoError(t, err)
-		require.Zero(t, testing.AllocsPerRun(50, func() {
-			p, _ := PayloadAs[AccountUpdate](account)
-			q, _ := PayloadAs[TradeExecuted](trade)
-			r, _ := PayloadAs[TradingSessionEnd](end)
-			if p.Balance == 0 || q.TradeID == "" || r.Message == "" {
-				panic("empty")
-			}
-		}))
-	})
-	t.Run("it is smaller than the original's", func(t *testing.T) {
-		require.LessOrEqual(t, len(archive(t, specimen(TypeAccountUpdate))), 170) // 288 there
-		require.LessOrEqual(t, len(archive(t, specimen(TypeTradeExecuted))), 200) // 264 there
 	})
 	t.Run("it says what is wrong", func(t *testing.T) {
 		b := archive(t, specimen(TypeAccountUpdate))
@@ -257,6 +292,26 @@ func TestArchive(t *testing.T) {
 		_, err := OpenArchive(c[:93])
 		require.ErrorContains(t, err, "93 bytes are less than a account_update, 94")
 	})
+	t.Run("no input makes it allocate more than twice its size and 64 KiB", func(t *testing.T) {
+		big := specimen(TypeSystemNotice)
+		big.Payload = SystemNotice{Content: strings.Repeat("x", 1<<20)}
+		b := archive(t, big)
+		for _, at := range []int{0, 3, 4, 8, 12, 14, 24, 25, 26, 30, 34, 38, 42, 1000} {
+			for _, v := range []byte{0, 1, 0x80, 0xff} {
+				c := bytes.Clone(b)
+				c[at] = v
+				var n Notification
+				var before, after runtime.MemStats
+				runtime.ReadMemStats(&before)
+				_ = n.UnmarshalBinary(c)
+				runtime.ReadMemStats(&after)
+				require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(2*len(c)+64<<10))
+			}
+		}
+	})
+}
+
+func TestArchiveLimits(t *testing.T) {
 	t.Run("what Validate refuses is neither written nor opened", func(t *testing.T) {
 		long := strings.Repeat("x", 257)
 		for name, change := range map[string]func(*Notification){
@@ -285,12 +340,6 @@ func TestArchive(t *testing.T) {
 		require.ErrorIs(t, err, ErrCorrupt)
 		require.ErrorContains(t, err, "AllUsers")
 	})
-	t.Run("IDs of one and of 256 bytes", func(t *testing.T) {
-		for _, id := range []string{"x", strings.Repeat("x", 256)} {
-			n := &Notification{ID: id, UserID: id, Payload: AccountUpdate{}}
-			require.True(t, requireArchive(t, archive(t, n)))
-		}
-	})
 	t.Run("strings that make more than 2 GiB are ErrInvalid", func(t *testing.T) {
 		if strconv.IntSize == 32 {
 			t.Skip("needs address space")
@@ -303,7 +352,10 @@ func TestArchive(t *testing.T) {
 		require.ErrorContains(t, err, "bytes")
 		require.Nil(t, b)
 	})
-	t.Run("case 33: the copy does not change with the buffer", func(t *testing.T) {
+}
+
+func TestArchiveMemory(t *testing.T) {
+	t.Run("the copy does not change with the buffer", func(t *testing.T) {
 		for typ := Type(1); typ < numTypes; typ++ {
 			n := specimen(typ)
 			b := archive(t, n)
@@ -335,46 +387,6 @@ func TestArchive(t *testing.T) {
 					require.NoError(t, err)
 					a.Notification()
 				})
-			}
-		}
-	})
-	t.Run("the zero Archive is empty", func(t *testing.T) {
-		var a Archive
-		require.Zero(t, a.ID()+a.UserID()+a.Source())
-		require.Zero(t, a.Type())
-		require.Zero(t, a.Priority())
-		require.Zero(t, a.Timestamp())
-		require.Zero(t, *a.Notification())
-		_, err := PayloadAs[AccountUpdate](a)
-		require.ErrorIs(t, err, ErrInvalid)
-	})
-	t.Run("only the payload structs are payloads", func(t *testing.T) {
-		a, err := OpenArchive(archive(t, specimen(TypeAccountUpdate)))
-		require.NoError(t, err)
-		_, err = PayloadAs[*AccountUpdate](a)
-		require.ErrorIs(t, err, ErrInvalid)
-		_, err = PayloadAs[embedsPayload](a)
-		require.ErrorIs(t, err, ErrInvalid)
-		_, err = PayloadAs[liarPayload](a)
-		require.ErrorIs(t, err, ErrInvalid)
-		_, err = PayloadAs[Payload](a)
-		require.ErrorIs(t, err, ErrInvalid)
-		require.ErrorContains(t, err, "the archive holds a account_update, not a notification.Payload")
-	})
-	t.Run("case 32: no input makes it allocate more than twice its size and 64 KiB", func(t *testing.T) {
-		big := specimen(TypeSystemNotice)
-		big.Payload = SystemNotice{Content: strings.Repeat("x", 1<<20)}
-		b := archive(t, big)
-		for _, at := range []int{0, 3, 4, 8, 12, 14, 24, 25, 26, 30, 34, 38, 42, 1000} {
-			for _, v := range []byte{0, 1, 0x80, 0xff} {
-				c := bytes.Clone(b)
-				c[at] = v
-				var n Notification
-				var before, after runtime.MemStats
-				runtime.ReadMemStats(&before)
-				_ = n.UnmarshalBinary(c)
-				runtime.ReadMemStats(&after)
-				require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(2*len(c)+64<<10))
 			}
 		}
 	})

@@ -196,7 +196,7 @@ func TestUnmarshalJSON(t *testing.T) {
 		require.Equal(t, want, n)
 	})
 
-	t.Run("case 34", func(t *testing.T) {
+	t.Run("what is JSON and fits is read, all else is ErrInvalid and changes nothing", func(t *testing.T) {
 		type test struct {
 			name, in string
 			want     *Notification // nil: an error

@@ -22,7 +22,7 @@ var hostile = []string{
 	"7 bytes", "8 bytes.", "9 bytes..", "sixteen bytes...", "平仓盈亏", "保证金不足，请追加", "🚀", "é", "\xc3", "x\xe4\xbf\x9d\xe8",
 }
 
-func TestCase30HostileStrings(t *testing.T) {
+func TestHostileStrings(t *testing.T) {
 	check := func(t *testing.T, n *Notification) {
 		t.Helper()
 		requireJSON(t, n, false)
@@ -63,12 +63,12 @@ func TestCase30HostileStrings(t *testing.T) {
 			require.Equal(t, `"`+want, string(stdJSON(t, s)), "encoding/json")
 		}
 	})
-	t.Run("in every place and every room", func(t *testing.T) {
+	t.Run("a hostile string is escaped in every place and every room", func(t *testing.T) {
 		for _, s := range hostile {
 			requireJSON(t, withValues(TypeTradeExecuted, true, values{strings: []string{"plain", s, "plainer"}, floats: []float64{1.5}}), true)
 		}
 	})
-	t.Run("each byte in each place of a word", func(t *testing.T) {
+	t.Run("each byte is written as encoding/json does, in each place of a word", func(t *testing.T) {
 		for c := range 256 {
 			for length := 1; length < 20; length++ {
 				for at := range length {
@@ -80,7 +80,7 @@ func TestCase30HostileStrings(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a mebibyte of each", func(t *testing.T) {
+	t.Run("a mebibyte of each hostile string is JSON, and exact in the archive", func(t *testing.T) {
 		for _, s := range hostile[1:] {
 			s = strings.Repeat(s, 1<<20/len(s))
 			want := stdJSON(t, s)
@@ -96,7 +96,7 @@ func TestCase30HostileStrings(t *testing.T) {
 			require.True(t, p.Content == s)
 		}
 	})
-	t.Run("in every field at once, a mebibyte each", func(t *testing.T) {
+	t.Run("hostile strings in every field at once are escaped, a mebibyte each", func(t *testing.T) {
 		s := strings.Repeat(strings.Repeat("x", 504)+`"\<保`+"\xff\x00", 1<<11)
 		requireJSON(t, withValues(TypeTradeExecuted, true, values{strings: []string{s}, floats: []float64{1}}), false)
 	})
@@ -110,7 +110,7 @@ var extremes = []float64{
 	math.Float64frombits(0x7ff0000000000001), math.Float64frombits(0xfff8000000001234),
 }
 
-func TestCase31Numbers(t *testing.T) {
+func TestNumbers(t *testing.T) {
 	t.Run("extreme floats are valid JSON, and exact in the archive", func(t *testing.T) {
 		for _, f := range extremes {
 			n := withValues(TypeAccountUpdate, false, values{strings: []string{"x"}, floats: []float64{f}, int: math.MaxInt64})
@@ -122,7 +122,7 @@ func TestCase31Numbers(t *testing.T) {
 			require.True(t, sameBits(n, &back))
 		}
 	})
-	t.Run("extreme integers", func(t *testing.T) {
+	t.Run("extreme integers survive JSON and archive", func(t *testing.T) {
 		for _, i := range []int64{0, 1, 9, 10, 99999999, 1e8, 1e8 + 1, 1e15, 1e16 - 1, 1e16, 1e16 + 1, math.MaxInt64, math.MinInt64, -1, -10, -1e8} {
 			for _, typ := range []Type{TypeOrderRejected, TypeAccountOpen, TypeMarketHalt} {
 				n := withValues(typ, false, values{strings: []string{"x"}, floats: []float64{1}, int: i, uint32: uint32(i), uint8: uint8(i)})
@@ -143,7 +143,7 @@ func TestCase31Numbers(t *testing.T) {
 			t.Fatalf("%x is written %s, not %s", f, got, want)
 		}
 	}
-	t.Run("decimals of every length, and their neighbours", func(t *testing.T) {
+	t.Run("decimals of every length, and their neighbours, are written as encoding/json does", func(t *testing.T) {
 		r := rand.New(rand.NewPCG(1, 2))
 		for range 100_000 {
 			m := float64(r.Uint64() >> r.IntN(64))
@@ -154,7 +154,7 @@ func TestCase31Numbers(t *testing.T) {
 			same(t, math.Nextafter(f, math.Inf(1)))
 		}
 	})
-	t.Run("any bits", func(t *testing.T) {
+	t.Run("floats of any bits are written as encoding/json does", func(t *testing.T) {
 		r := rand.New(rand.NewPCG(3, 4))
 		for range 300_000 {
 			if f := math.Float64frombits(r.Uint64()); !math.IsNaN(f) && !math.IsInf(f, 0) {
@@ -171,7 +171,7 @@ func TestCase31Numbers(t *testing.T) {
 			}
 		}
 	})
-	t.Run("unsigned integers of every length", func(t *testing.T) {
+	t.Run("unsigned integers of every length are written as strconv does", func(t *testing.T) {
 		for shift := range 64 {
 			for _, u := range []uint64{1 << shift, 1<<shift - 1, math.MaxUint64 >> shift} {
 				require.Equal(t, strconv.FormatUint(u, 10), string(appendUint(make([]byte, 0, 24), u)))

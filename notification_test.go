@@ -188,7 +188,7 @@ func TestNew(t *testing.T) {
 	})
 }
 
-func TestCase06Validate(t *testing.T) {
+func TestValidate(t *testing.T) {
 	valid := func() *Notification { return New("alice", AccountUpdate{}, "AccountSystem") }
 	long := strings.Repeat("x", 257)
 	for _, c := range []struct {
@@ -232,16 +232,16 @@ func TestCase06Validate(t *testing.T) {
 			require.Less(t, len(err.Error()), 200)
 		})
 	}
-	t.Run("a nil notification", func(t *testing.T) {
+	t.Run("a nil notification is ErrInvalid", func(t *testing.T) {
 		require.ErrorIs(t, (*Notification)(nil).Validate(), ErrInvalid)
 	})
-	t.Run("every type, and floats that are no numbers", func(t *testing.T) {
+	t.Run("every type is valid, and floats that are no numbers", func(t *testing.T) {
 		for typ := Type(1); typ < numTypes; typ++ {
 			require.NoError(t, specimen(typ).Validate())
 			require.NoError(t, withValues(typ, false, values{strings: []string{""}, floats: extremes}).Validate())
 		}
 	})
-	t.Run("all users with each type but those of the system", func(t *testing.T) {
+	t.Run("AllUsers is valid with the types of the system only", func(t *testing.T) {
 		for typ := Type(1); typ < numTypes; typ++ {
 			n := specimen(typ)
 			n.UserID = AllUsers
