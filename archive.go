@@ -28,26 +28,25 @@ const (
 	archivePriority  = 25 // uint8
 	archiveHeader    = 26
 
-	// maxArchive is a size that an int holds on every platform.
-	maxArchive = math.MaxInt32
+	// maxArchive bounds an archive, so that whoever reads them from a stream
+	// knows after eight bytes whether to go on. That of a valid notification
+	// is smaller: maxText, and some hundred bytes for all else.
+	maxArchive = 2 << 20
 )
 
-// AppendBinary appends n as an archive and returns the longer slice; it
-// allocates only if b has no room. The error wraps ErrInvalid if n is not
-// valid (see Validate) or takes more than 2 GiB, and b is returned as it was.
+// AppendBinary appends n as an archive, of at most 2 MiB, and returns the longer
+// slice; it allocates only if b has no room. The error wraps ErrInvalid if n is
+// not valid (see Validate), and b is returned as it was.
 func (n *Notification) AppendBinary(b []byte) ([]byte, error) {
-	t, err := n.check()
+	t, text, err := n.measure()
 	if err != nil {
 		return b, err
 	}
 	l := &layouts[t]
 	p := dataOf(n.Payload)
-	size := uint64(l.prefix) + uint64(len(n.ID)) + uint64(len(n.UserID)) + uint64(len(n.Source)) + l.textLen(p)
-	if size > maxArchive {
-		return b, fmt.Errorf("%w: an archive of %d bytes, over %d", ErrInvalid, size, maxArchive)
-	}
-	b = slices.Grow(b, int(size))
-	d := b[len(b) : len(b)+int(size)]
+	size := l.prefix + len(n.ID) + len(n.UserID) + int(text) // under maxArchive: measure bounds all of it
+	b = slices.Grow(b, size)
+	d := b[len(b) : len(b)+size]
 	binary.LittleEndian.PutUint32(d, archiveMagic)
 	binary.LittleEndian.PutUint32(d[archiveSize:], uint32(size))
 	binary.LittleEndian.PutUint32(d[archiveSource:], uint32(len(n.Source)))
@@ -61,7 +60,7 @@ func (n *Notification) AppendBinary(b []byte) ([]byte, error) {
 	end += copy(d[end:], n.UserID)
 	end += copy(d[end:], n.Source)
 	l.store(d, end, p)
-	return b[:len(b)+int(size)], nil
+	return b[:len(b)+size], nil
 }
 
 // MarshalBinary returns what AppendBinary appends.
@@ -94,6 +93,9 @@ type Archive struct {
 // nothing behind, of a notification that is valid, and opens it in place. An
 // error wraps ErrCorrupt and says what is wrong.
 //
+// Archives may follow each other in a stream: bytes 4 to 7 are the size of the
+// whole, little-endian, and one over 2 MiB is no archive.
+//
 // The Archive aliases b: b must not change as long as the Archive, or a string
 // from it or from PayloadAs, is in use, and is kept from the garbage collector
 // for so long. Whoever reuses b takes a copy out first: Archive.Notification,
@@ -112,7 +114,11 @@ func OpenArchive(b []byte) (Archive, error) {
 		}
 		return Archive{}, corrupt("version %d is unknown, this is version %d", s[3], archiveVersion)
 	}
-	if size := le32(s, archiveSize); uint64(size) != uint64(len(s)) {
+	size := le32(s, archiveSize)
+	if size > maxArchive {
+		return Archive{}, corrupt("a size of %d bytes is over %d", size, maxArchive)
+	}
+	if uint64(size) != uint64(len(s)) {
 		return Archive{}, corrupt("%d bytes where the header says %d", len(s), size)
 	}
 	t := Type(s[archiveType])
@@ -136,7 +142,9 @@ func OpenArchive(b []byte) (Archive, error) {
 		return Archive{}, corrupt("%d bytes where the lengths of its strings make %d", len(s), all)
 	}
 	a := Archive{data: s, endID: uint32(l.prefix) + uint32(id), endUser: uint32(l.prefix) + uint32(id) + uint32(user), end: uint32(end), typ: t}
-	switch {
+	switch text := all - uint64(l.prefix) - id - user; {
+	case text > maxText:
+		return Archive{}, corrupt("Source and the payload's strings have %d bytes together, over %d", text, maxText)
 	case id-1 >= maxIDLen:
 		return Archive{}, corrupt("ID has %d bytes, not 1 to %d", id, maxIDLen)
 	case user-1 >= maxIDLen:

@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"unsafe"
 
 	"github.com/stretchr/testify/require"
 )
@@ -294,7 +293,7 @@ func TestArchiveCorrupt(t *testing.T) {
 	})
 	t.Run("no input makes it allocate more than twice its size and 64 KiB", func(t *testing.T) {
 		big := specimen(TypeSystemNotice)
-		big.Payload = SystemNotice{Content: strings.Repeat("x", 1<<20)}
+		big.Source, big.Payload = "", SystemNotice{Content: strings.Repeat("x", 1<<20)}
 		b := archive(t, big)
 		for _, at := range []int{0, 3, 4, 8, 12, 14, 24, 25, 26, 30, 34, 38, 42, 1000} {
 			for _, v := range []byte{0, 1, 0x80, 0xff} {
@@ -340,17 +339,47 @@ func TestArchiveLimits(t *testing.T) {
 		require.ErrorIs(t, err, ErrCorrupt)
 		require.ErrorContains(t, err, "AllUsers")
 	})
-	t.Run("strings that make more than 2 GiB are ErrInvalid", func(t *testing.T) {
-		if strconv.IntSize == 32 {
-			t.Skip("needs address space")
+	t.Run("a mebibyte of text makes an archive, and the largest of any type has not 2 MiB", func(t *testing.T) {
+		id := strings.Repeat("x", 256)
+		for typ := Type(1); typ < numTypes; typ++ {
+			n := withValues(typ, false, values{strings: []string{""}, floats: []float64{1}})
+			n.ID, n.UserID, n.Source = id, id, strings.Repeat("s", 1<<20)
+			b := archive(t, n)
+			require.True(t, requireArchive(t, b))
+			require.LessOrEqual(t, len(b), 2<<20)
 		}
-		zeroed := make([]byte, 300<<20) // never touched, so never backed by memory
-		s := unsafe.String(unsafe.SliceData(zeroed), len(zeroed))
-		n := withValues(TypeTradeExecuted, false, values{strings: []string{s}, floats: []float64{1}})
-		b, err := n.AppendBinary(nil)
+	})
+	t.Run("a byte more is neither written nor opened", func(t *testing.T) {
+		n := &Notification{ID: "i", UserID: "u", Source: "s", Payload: SystemNotice{Title: "t", Content: strings.Repeat("x", 1<<20-2)}}
+		b := archive(t, n)
+		require.True(t, requireArchive(t, b))
+
+		b = append(b, 'x')
+		binary.LittleEndian.PutUint32(b[4:], uint32(len(b)))
+		binary.LittleEndian.PutUint32(b[30:], 1<<20-1) // the length of content
+		_, err := OpenArchive(b)
+		require.ErrorIs(t, err, ErrCorrupt)
+		require.ErrorContains(t, err, "Source and the payload's strings have 1048577 bytes together, over 1048576")
+		require.False(t, requireArchive(t, b))
+
+		n.Source = "ss"
+		_, err = n.AppendBinary(nil)
 		require.ErrorIs(t, err, ErrInvalid)
-		require.ErrorContains(t, err, "bytes")
-		require.Nil(t, b)
+		require.ErrorContains(t, err, "Payload.Content has 1048574 bytes")
+	})
+	t.Run("a size over 2 MiB is ErrCorrupt, whether the bytes are there or not", func(t *testing.T) {
+		b := archive(t, specimen(TypeSystemNotice))
+		large := append(bytes.Clone(b), make([]byte, 2<<20+1-len(b))...)
+		for _, b := range [][]byte{b, large} {
+			binary.LittleEndian.PutUint32(b[4:], 2<<20+1)
+			_, err := OpenArchive(b)
+			require.ErrorIs(t, err, ErrCorrupt)
+			require.ErrorContains(t, err, "a size of 2097153 bytes is over 2097152")
+		}
+		exact := large[:2<<20]
+		binary.LittleEndian.PutUint32(exact[4:], 2<<20)
+		_, err := OpenArchive(exact)
+		require.ErrorContains(t, err, "2097152 bytes where the lengths of its strings make")
 	})
 }
 

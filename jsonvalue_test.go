@@ -85,7 +85,7 @@ func TestHostileStrings(t *testing.T) {
 			s = strings.Repeat(s, 1<<20/len(s))
 			want := stdJSON(t, s)
 			n := specimen(TypeSystemNotice)
-			n.Payload = SystemNotice{Content: s}
+			n.Source, n.Payload = "", SystemNotice{Content: s}
 			require.True(t, bytes.Contains(n.AppendJSON(nil), want))
 			b, err := n.AppendBinary(nil)
 			require.NoError(t, err)

@@ -70,6 +70,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"time"
 
 	"github.com/google/uuid"
@@ -82,6 +83,11 @@ const AllUsers = "*"
 // maxIDLen bounds Notification.ID and UserID, and the IDs of sessions and
 // receivers, in bytes: the dedup window and the indexes hold them.
 const maxIDLen = 256
+
+// maxText bounds Notification.Source and the payload's strings, in bytes
+// together: lanes, outboxes and histories count messages, and what they can take
+// of memory is their number times this.
+const maxText = 1 << 20
 
 // The errors of this package. Each method says which it returns; all are
 // wrapped with what was wrong and are meant for errors.Is.
@@ -295,7 +301,8 @@ type Notification struct {
 	UserID string
 	// Priority is the lane.
 	Priority Priority
-	// Payload is one of the 19 payload structs, as a value.
+	// Payload is one of the 19 payload structs, as a value. Its strings and
+	// Source have at most 1 MiB together.
 	Payload Payload
 	// Timestamp is when it happened, in Unix nanoseconds.
 	Timestamp int64
@@ -343,29 +350,53 @@ func (n *Notification) Validate() error {
 
 // check is Validate and tells the type it found on the way.
 func (n *Notification) check() (Type, error) {
+	t, _, err := n.measure()
+	return t, err
+}
+
+// measure is check and tells how many bytes Source and the payload's strings
+// have together.
+func (n *Notification) measure() (t Type, text uint64, err error) {
 	if n == nil {
-		return 0, fmt.Errorf("%w: Notification is nil", ErrInvalid)
+		return 0, 0, fmt.Errorf("%w: Notification is nil", ErrInvalid)
 	}
 	if err := checkID("ID", n.ID); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if err := checkID("UserID", n.UserID); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if n.Priority >= NumPriorities {
-		return 0, fmt.Errorf("%w: Priority %d is over P3", ErrInvalid, uint8(n.Priority))
+		return 0, 0, fmt.Errorf("%w: Priority %d is over P3", ErrInvalid, uint8(n.Priority))
 	}
 	if n.Payload == nil {
-		return 0, fmt.Errorf("%w: Payload is nil", ErrInvalid)
+		return 0, 0, fmt.Errorf("%w: Payload is nil", ErrInvalid)
 	}
-	t := typeOf(n.Payload)
+	t = typeOf(n.Payload)
 	if t == 0 {
-		return 0, fmt.Errorf("%w: Payload %T is none of the payload structs", ErrInvalid, n.Payload)
+		return 0, 0, fmt.Errorf("%w: Payload %T is none of the payload structs", ErrInvalid, n.Payload)
 	}
 	if n.UserID == AllUsers && catalog[t].channel != ChannelSystem {
-		return 0, fmt.Errorf("%w: UserID is AllUsers with a Payload of channel %s, not system", ErrInvalid, catalog[t].channel)
+		return 0, 0, fmt.Errorf("%w: UserID is AllUsers with a Payload of channel %s, not system", ErrInvalid, catalog[t].channel)
 	}
-	return t, nil
+	text = uint64(len(n.Source)) + layouts[t].textLen(dataOf(n.Payload))
+	if text > maxText {
+		field, length := n.longest()
+		return 0, 0, fmt.Errorf("%w: %s has %d bytes, and Source and the payload's strings have %d together, over %d", ErrInvalid, field, length, text, maxText)
+	}
+	return t, text, nil
+}
+
+// longest returns the name and the length of the longest string among Source and
+// those of the payload, which must be one of the payload structs.
+func (n *Notification) longest() (field string, length int) {
+	field, length = "Source", len(n.Source)
+	for f, v := range reflect.ValueOf(n.Payload).Fields() {
+		if v.Kind() == reflect.String && v.Len() > length {
+			field, length = "Payload."+f.Name, v.Len()
+		}
+	}
+	return field, length
 }
 
 // checkID wraps ErrInvalid, naming field, for an ID that is empty or too long.

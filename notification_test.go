@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
@@ -190,7 +191,7 @@ func TestNew(t *testing.T) {
 
 func TestValidate(t *testing.T) {
 	valid := func() *Notification { return New("alice", AccountUpdate{}, "AccountSystem") }
-	long := strings.Repeat("x", 257)
+	long, mebibyte := strings.Repeat("x", 257), strings.Repeat("x", 1<<20)
 	for _, c := range []struct {
 		name   string
 		change func(*Notification)
@@ -216,6 +217,15 @@ func TestValidate(t *testing.T) {
 		{"a struct that embeds a payload", func(n *Notification) { n.Payload = embedsPayload{} }, "Payload notification.embedsPayload"},
 		{"somebody else's payload", func(n *Notification) { n.Payload = liarPayload{} }, "Payload notification.liarPayload"},
 		{"all users with an account", func(n *Notification) { n.UserID = AllUsers }, "UserID is AllUsers"},
+		{"a source of a mebibyte", func(n *Notification) { n.Source, n.Payload = mebibyte, AccountUpdate{} }, ""},
+		{"a mebibyte of text in all", func(n *Notification) {
+			n.Source, n.Payload = "s", RiskAlert{UserID: "u", Severity: mebibyte[2:]}
+		}, ""},
+		{"a source of a byte more", func(n *Notification) { n.Source = mebibyte + "x" }, "Source has 1048577 bytes, and Source and the payload's strings have 1048577 together, over 1048576"},
+		{"a payload's string of a byte more", func(n *Notification) { n.Source, n.Payload = "", SystemNotice{Content: mebibyte + "x"} }, "Payload.Content has 1048577 bytes"},
+		{"a mebibyte and a byte of text in all", func(n *Notification) {
+			n.Source, n.Payload = "s", RiskAlert{UserID: "u", Severity: mebibyte[1:]}
+		}, "Payload.Severity has 1048575 bytes, and Source and the payload's strings have 1048577 together"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			n := valid()
@@ -248,6 +258,18 @@ func TestValidate(t *testing.T) {
 			require.Equal(t, typ.Channel() == ChannelSystem, n.Validate() == nil)
 		}
 	})
+	t.Run("the length of all text is exact, also where it has more than 32 bits", func(t *testing.T) {
+		if underRace {
+			t.Skip("the race detector has memory of its own for each byte")
+		}
+		zeroed := make([]byte, 512<<20) // never touched, so never backed by memory
+		s := unsafe.String(unsafe.SliceData(zeroed), len(zeroed))
+		n := withValues(TypeTradeExecuted, false, values{strings: []string{s}, floats: []float64{1}})
+		require.ErrorContains(t, n.Validate(), "Source has 536870912 bytes, and Source and the payload's strings have 4294967296 together")
+		b, err := n.AppendBinary(nil)
+		require.ErrorIs(t, err, ErrInvalid)
+		require.Nil(t, b)
+	})
 	t.Run("a valid notification allocates nothing to check", func(t *testing.T) {
 		n := valid()
 		require.Zero(t, testing.AllocsPerRun(50, func() { _ = n.Validate() }))
@@ -266,4 +288,14 @@ func TestErrors(t *testing.T) {
 		require.False(t, seen[err.Error()], "two errors with one text")
 		seen[err.Error()] = true
 	}
+}
+
+func BenchmarkValidate(b *testing.B) {
+	eachTimed(b, func(b *testing.B, n *Notification) {
+		for b.Loop() {
+			if err := n.Validate(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
