@@ -1,61 +1,73 @@
 package notification
 
-import "sync/atomic"
+import "github.com/puzpuzpuz/xsync/v3"
 
 // A queue is one lane: a bounded ring of Messages with one consumer that takes
 // no lock, and producers whom a mutex of their owner admits one at a time.
 //
-// It is Lamport's single-producer single-consumer ring. The usual many-producer
-// ring (Vyukov's, which xsync has) is of no use here: accepting a message must
-// check the dedup window, queue and remember in one step, so the producers meet
-// at a mutex anyway, and behind it the simple ring is smaller (8 bytes a slot),
-// exactly bounded, and has no slot that is claimed but not yet written.
+// It is xsync's single-producer single-consumer ring, and not the many-producer
+// one that xsync has as well. To accept a message is to look into the dedup
+// window, to queue and to remember in one step, so the producers meet at a mutex
+// anyway; and behind a mutex the many-producer ring has two faults. It reports
+// "full" to a producer that only lost a race for a slot, so a message would be
+// refused although there is room. And a slot that a producer has claimed and not
+// yet written looks empty to the consumer, with all that is queued behind it.
+// This ring has neither: its producer and its consumer never wait for each other,
+// and it holds exactly its capacity, in 8 bytes a slot.
+//
+// The ring does not know how many it holds, so the queue counts what goes in and
+// what comes out. Each count has one writer, and a cache line of its own.
 type queue struct {
-	slots []*Message // immutable after newQueue; a slot belongs to the producer from head on, to the consumer up to tail
+	// immutable after newQueue
+	ring     *xsync.SPSCQueueOf[*Message]
+	capacity uint64
 
-	_    [40]byte // the consumer's cache line is not the producers'
-	head atomic.Uint64
-	read int // owned by the consumer: head modulo the capacity
+	_      [48]byte
+	popped tally // written by the consumer, after it took the message
 
-	_     [48]byte
-	tail  atomic.Uint64
-	write int // guarded by the owner's mutex: tail modulo the capacity
+	_      [56]byte
+	pushed tally // written under the owner's mutex, after the message is in the ring
+	_      [56]byte
 }
 
-func newQueue(capacity int) *queue { return &queue{slots: make([]*Message, capacity)} }
+// maxQueue is the largest capacity that a lane may be configured with: its slots
+// take 1 GiB then, and the messages in them far more.
+const maxQueue = 1 << 27
 
-// tryPush reports whether there was room. Producers call it one at a time.
+// newQueue makes a queue of exactly capacity messages, 1 to maxQueue.
+func newQueue(capacity int) *queue {
+	return &queue{ring: xsync.NewSPSCQueueOf[*Message](capacity), capacity: uint64(capacity)}
+}
+
+// tryPush puts m in and reports true, or reports false if the queue holds its
+// capacity. It never blocks. Producers call it one at a time.
 func (q *queue) tryPush(m *Message) bool {
-	tail := q.tail.Load()
-	if tail-q.head.Load() == uint64(len(q.slots)) {
+	if !q.ring.TryEnqueue(m) {
 		return false
 	}
-	q.slots[q.write] = m
-	if q.write++; q.write == len(q.slots) {
-		q.write = 0
-	}
-	q.tail.Store(tail + 1)
+	q.pushed.inc()
 	return true
 }
 
-// pop returns nil when the queue is empty. Only the consumer calls it.
+// pop takes the oldest Message out; the queue keeps nothing of it alive. It
+// returns nil when the queue is empty. Only the consumer calls it.
 func (q *queue) pop() *Message {
-	head := q.head.Load()
-	if head == q.tail.Load() {
+	m, ok := q.ring.TryDequeue()
+	if !ok {
 		return nil
 	}
-	m := q.slots[q.read]
-	q.slots[q.read] = nil // the ring keeps nothing alive
-	if q.read++; q.read == len(q.slots) {
-		q.read = 0
-	}
-	q.head.Store(head + 1)
+	q.popped.inc()
 	return m
 }
 
-// len is exact for the consumer and for a producer whose turn it is, a moment
-// old for everybody else.
+// len returns how many Messages the queue holds, 0 to its capacity. It counts a
+// tryPush or pop as soon as that has returned; one that is going on may be counted
+// or not. So to the consumer more than 0 means that pop finds something, and what
+// a producer pushed is seen by whoever it wakes after that.
 func (q *queue) len() int {
-	head := q.head.Load() // before tail: the other way round could be negative
-	return int(min(q.tail.Load()-head, uint64(len(q.slots))))
+	popped, pushed := q.popped.value(), q.pushed.value()
+	if pushed < popped { // a message was taken out before its push was counted
+		return 0
+	}
+	return int(min(pushed-popped, q.capacity)) // more: a pop is not counted, or was counted after the first load
 }

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"unsafe"
+	"weak"
 
 	"github.com/stretchr/testify/require"
 )
@@ -76,16 +77,35 @@ func TestQueue(t *testing.T) {
 	t.Run("what was taken is not kept alive", func(t *testing.T) {
 		q := newQueue(3)
 		for range 5 {
-			require.True(t, q.tryPush(new(Message)))
-			require.True(t, q.tryPush(new(Message)))
-			q.pop()
-			q.pop()
-			require.Equal(t, make([]*Message, 3), q.slots)
+			var taken [2]weak.Pointer[Message]
+			for i := range taken {
+				m := &Message{n: new(Notification)} // with a pointer, so that it is no part of a larger block
+				taken[i] = weak.Make(m)
+				require.True(t, q.tryPush(m))
+			}
+			for range taken {
+				q.pop()
+			}
+			runtime.GC()
+			for _, m := range taken {
+				require.Nil(t, m.Value())
+			}
 		}
+		runtime.KeepAlive(q)
 	})
 
-	t.Run("a slot is a pointer, and there is none to spare", func(t *testing.T) {
-		require.Equal(t, 10_000, cap(newQueue(10_000).slots))
+	t.Run("a slot is a pointer, and there are none to spare", func(t *testing.T) {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		q := newQueue(10_000)
+		runtime.ReadMemStats(&after)
+		require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(10_500*unsafe.Sizeof(uintptr(0))))
+		runtime.KeepAlive(q)
+	})
+
+	t.Run("the largest fits into the address space of every platform", func(t *testing.T) {
+		const slot = unsafe.Sizeof(uintptr(0))
+		require.LessOrEqual(t, uint64(maxQueue), uint64(1)<<31/uint64(slot))
 	})
 
 	t.Run("consumer and producers write to different cache lines", func(t *testing.T) {
@@ -93,8 +113,9 @@ func TestQueue(t *testing.T) {
 			t.Skip("the padding is for 64 bits")
 		}
 		var q queue
-		require.GreaterOrEqual(t, unsafe.Offsetof(q.tail)-unsafe.Offsetof(q.head), uintptr(64))
-		require.GreaterOrEqual(t, unsafe.Offsetof(q.tail)-(unsafe.Offsetof(q.read)+unsafe.Sizeof(q.read)), uintptr(48))
+		require.Zero(t, unsafe.Offsetof(q.popped)%64)
+		require.Zero(t, unsafe.Offsetof(q.pushed)%64)
+		require.EqualValues(t, 3*64, unsafe.Sizeof(q), "a multiple of 64, so that the allocator aligns it to one")
 	})
 
 	t.Run("push and pop allocate nothing", func(t *testing.T) {
@@ -205,4 +226,68 @@ func FuzzQueue(f *testing.F) {
 			agree(t, q, model, op < 0x80, int(op&0x7f))
 		}
 	})
+}
+
+// BenchmarkQueue passes messages through a queue, and through what one would use
+// instead, a buffered channel behind the same mutex.
+func BenchmarkQueue(b *testing.B) {
+	const capacity = 1024
+	m := new(Message)
+	q, ch := newQueue(capacity), make(chan *Message, capacity)
+	channelPush := func(m *Message) bool {
+		select {
+		case ch <- m:
+			return true
+		default:
+			return false
+		}
+	}
+	channelPop := func() *Message {
+		select {
+		case m := <-ch:
+			return m
+		default:
+			return nil
+		}
+	}
+	for _, c := range []struct {
+		name string
+		push func(m *Message) bool
+		pop  func() *Message
+	}{{"queue", q.tryPush, q.pop}, {"channel", channelPush, channelPop}} {
+		b.Run(c.name+"/one goroutine", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				c.push(m)
+				c.pop()
+			}
+		})
+		b.Run(c.name+"/from one goroutine to another", func(b *testing.B) {
+			b.ReportAllocs()
+			var mu sync.Mutex
+			var wg sync.WaitGroup
+			n := b.N
+			b.ResetTimer()
+			wg.Go(func() {
+				for taken := 0; taken < n; {
+					if c.pop() == nil {
+						runtime.Gosched()
+					} else {
+						taken++
+					}
+				}
+			})
+			for pushed := 0; pushed < n; {
+				mu.Lock()
+				ok := c.push(m)
+				mu.Unlock()
+				if ok {
+					pushed++
+				} else {
+					runtime.Gosched()
+				}
+			}
+			wg.Wait()
+		})
+	}
 }
