@@ -95,28 +95,24 @@ type SessionEnds struct {
 }
 
 // The buckets of a Histogram are log-linear, as HdrHistogram's are: 16 to an
-// octave, so that none is wider than 1/16 of its lower bound, up to 2^40 ns,
-// 18 minutes, and one bucket for what is longer.
+// octave, so that none is wider than 1/16 of its lower bound. They cover every
+// Duration, in 7.5 KiB: a last bucket for all that took long could not tell an
+// hour from a year.
 const (
 	subBits    = 4
-	maxOctave  = 40
-	numBuckets = (maxOctave-subBits)<<subBits + 1<<subBits + 1
+	octaves    = 63 // of a Duration that is not negative
+	numBuckets = (octaves - subBits + 1) << subBits
 )
 
+// bucketOf returns the bucket of d; what is negative counts as zero.
 func bucketOf(d time.Duration) int {
 	v := uint64(max(d, 0))
-	if v >= 1<<maxOctave {
-		return numBuckets - 1
-	}
 	shift := max(bits.Len64(v)-subBits-1, 0)
 	return shift<<subBits + int(v>>shift)
 }
 
 // bucketMax returns the largest duration that falls into bucket i.
 func bucketMax(i int) time.Duration {
-	if i >= numBuckets-1 {
-		return math.MaxInt64
-	}
 	if i < 2<<subBits {
 		return time.Duration(i)
 	}
@@ -125,7 +121,8 @@ func bucketMax(i int) time.Duration {
 }
 
 // A Histogram is a distribution of latencies, in buckets of at most 6.25 %
-// width. The zero value is empty. It is a value: no method changes it.
+// width, however long they are. The zero value is empty. It is a value: no method
+// changes it.
 type Histogram struct {
 	counts []uint64 // nil or numBuckets long, never written after the snapshot
 	total  uint64

@@ -314,16 +314,10 @@ var bounds = [...]time.Duration{
 	time.Second, 2500 * time.Millisecond, 5 * time.Second, 10 * time.Second,
 }
 
-const (
-	// schema 3 makes eight native buckets of an octave, each 9 % wide. The
-	// Histogram has sixteen, but one finer would double what a scrape carries
-	// to gain two per cent.
-	schema = 3
-
-	// overflow stands for the latencies of a Histogram's last bucket, which has
-	// no upper bound: they are longer.
-	overflow = 1 << 40 * time.Nanosecond
-)
+// schema 3 makes eight native buckets of an octave, each 9 % wide. The Histogram
+// has sixteen, but one finer would double what a scrape carries to gain two per
+// cent.
+const schema = 3
 
 // A latency is a Histogram in both forms that Prometheus knows, so that one
 // server reads the classic buckets and another, which asks for it, the native
@@ -343,9 +337,6 @@ func newLatency(d *prometheus.Desc, h notification.Histogram, labels ...string) 
 	for longest, n := range h.Buckets() {
 		for i := len(bounds) - 1; i >= 0 && longest <= bounds[i]; i-- {
 			cumulative[i] += n
-		}
-		if longest == math.MaxInt64 {
-			longest = overflow
 		}
 		sum += longest.Seconds() * float64(n)
 		if longest == 0 {
