@@ -25,6 +25,11 @@ type dedupEntry struct {
 	hash uint32 // so that forgetting an ID does not touch its bytes again
 }
 
+// maxDedup is the largest window that may be configured: 6 GiB beside the IDs. The
+// index has room for positions of 32 bits.
+const maxDedup = 1 << 27
+
+// newDedup makes a window of size IDs, 1 to maxDedup.
 func newDedup(size int) *dedup {
 	n := 4
 	for n < 2*size {

@@ -147,12 +147,16 @@ func TestDedup(t *testing.T) {
 			require.LessOrEqual(t, perID, 32.0, size)
 		}
 	})
+
+	t.Run("in the largest window every position has 32 bits", func(t *testing.T) {
+		require.Less(t, uint64(maxDedup), uint64(1)<<32)
+	})
 }
 
 // Under the race detector it is a million.
 func TestTenMillionIDsLeaveTheHeapFlat(t *testing.T) {
 	const kib = 1 << 10
-	t.Run("in the window", func(t *testing.T) {
+	t.Run("a window that was full once does not grow", func(t *testing.T) {
 		total := sized(10_000_000, 1_000_000)
 		d := newDedup(10_000)
 		var base int64
@@ -172,7 +176,7 @@ func TestTenMillionIDsLeaveTheHeapFlat(t *testing.T) {
 		require.Less(t, heap()-base, int64(512*kib))
 	})
 
-	t.Run("in a Broker, a tenth of them", func(t *testing.T) {
+	t.Run("nor does a Broker, after a tenth as many", func(t *testing.T) {
 		noLeaks(t)
 		total := sized(1_000_000, 100_000)
 		b := newBroker(t, BrokerConfig{})
