@@ -22,6 +22,7 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/notificationtest"
 	"github.com/stretchr/testify/require"
 )
 
@@ -147,20 +148,16 @@ func serveOn(t testing.TB, ln net.Listener, g notification.GatewayConfig, cfg Co
 	require.NoError(t, err)
 	hs := &http.Server{Handler: s.handler, ReadHeaderTimeout: time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 
-	var running sync.WaitGroup
-	running.Go(func() { _ = hs.Serve(ln) })
-	running.Go(func() { _ = s.broker.Run(context.Background()) })
-	running.Go(func() { _ = s.gateway.Run(context.Background()) })
+	notificationtest.Start(t, s.broker, s.gateway)
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = hs.Serve(ln) })
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
 		_ = hs.Close()
-		_ = s.broker.Shutdown(ctx)
-		quick, cancelQuick := context.WithCancel(ctx) // nobody is left, or need be
-		cancelQuick()
-		_ = s.handler.Shutdown(quick)
-		_ = s.gateway.Shutdown(ctx)
-		running.Wait()
+		serving.Wait()
+		ended, cancel := context.WithCancel(context.Background()) // nobody is left, or need be
+		cancel()
+		_ = s.handler.Shutdown(ended)
+		s.noSessions() // that the Gateway would have to serve on its way down
 	})
 	return s
 }

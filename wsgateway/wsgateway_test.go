@@ -770,17 +770,23 @@ func TestShutdown(t *testing.T) {
 }
 
 func TestEachNotificationIsEncodedOnce(t *testing.T) {
-	s := serve(t, notification.GatewayConfig{}, Config{})
+	// A first notice waits for a second one, which makes the batch full.
+	cfg := notification.GatewayConfig{BatchSize: 2}
+	cfg.MaxDelay[notification.P3] = time.Hour
+	s := serve(t, cfg, Config{})
+	published := make(chan *notification.Message, 2)
+	require.NoError(t, s.broker.SubscribeGlobal("published", published, notification.Wait))
 	const sockets = 50
 	var clients []*client
 	for i := range sockets {
 		clients = append(clients, s.dial(fmt.Sprint("user-", i), i%2 == 0, ""))
 		s.session(fmt.Sprint("user-", i))
 	}
-	m := notification.NewMessage(notification.New(notification.AllUsers, notification.MarketHalt{Reason: "genuine"}, "test"))
+	s.publish(notification.AllUsers, notification.MarketHalt{Reason: "genuine"})
+	m := <-published
 	// A forged encoding, which nobody can have who encodes again.
 	copy(m.JSON()[bytes.Index(m.JSON(), []byte("genuine")):], "forgery")
-	s.gateway.Inbox()[notification.P3] <- m
+	s.publish(notification.AllUsers, notification.MarketHalt{})
 	for i, c := range clients {
 		text := c.hear()
 		if i%2 == 0 {
