@@ -26,6 +26,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/notificationtest"
 )
 
 func TestMain(m *testing.M) {
@@ -70,21 +71,10 @@ func newGateway(t testing.TB, id string, cfg notification.GatewayConfig) *notifi
 // run starts Broker and Gateways and stops them at the end of the test.
 func run(t testing.TB, b *notification.Broker, gateways ...*notification.Gateway) {
 	t.Helper()
-	var wg sync.WaitGroup // of the Runs, which the clean-up ends and waits for
 	for _, g := range gateways {
 		require.NoError(t, b.RegisterGateway(g))
-		wg.Go(func() { _ = g.Run(context.Background()) })
 	}
-	wg.Go(func() { _ = b.Run(context.Background()) })
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		_ = b.Shutdown(ctx)
-		for _, g := range gateways {
-			_ = g.Shutdown(ctx)
-		}
-		wg.Wait()
-	})
+	notificationtest.Start(t, b, gateways...)
 }
 
 // eventually waits for what has no channel to wait on. How long that takes is
