@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/notificationtest"
 )
 
 func TestFlock(t *testing.T) {
@@ -48,10 +49,7 @@ func TestFlock(t *testing.T) {
 	})
 	t.Run("who comes back too late is told, and the table says what was lost", func(t *testing.T) {
 		x, f := gather(t, 1)
-		sink, next := notification.ChannelSink(10)
-		if _, err := x.gateway.RegisterSession(notification.SessionConfig{ID: "next", UserID: x.members[1].id, Sink: sink}); err != nil {
-			t.Fatal(err)
-		}
+		next := notificationtest.Connect(t, x.gateway, x.members[1].id)
 		f.disconnect(x.members[0])
 		for range 10 {
 			x.publish(0, notification.AccountUpdate{})
@@ -59,11 +57,7 @@ func TestFlock(t *testing.T) {
 		// Within a lane the order is kept: when the next one has arrived, the
 		// Gateway has dealt with those before it.
 		x.publish(1, notification.AccountUpdate{})
-		for m := range next {
-			if m.Notification().Payload.Type() == notification.TypeAccountUpdate {
-				break
-			}
-		}
+		notificationtest.Require[notification.AccountUpdate](t, next, x.members[1].id, nil)
 		home(f)
 		if err := x.drain(t.Context(), nil); err != nil {
 			t.Fatal(err)
