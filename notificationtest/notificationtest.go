@@ -84,9 +84,9 @@ type Pipeline struct {
 
 	// Published gets each message that the Broker accepts, after the message was
 	// handed to the Gateway. It is a global subscriber of the Broker with the
-	// overflow Wait: while it is blocked, the Broker delivers to nobody, and after
-	// StallTimeout it drops messages. It must not be made to fail. Its recording
-	// ends when the Broker has stopped.
+	// overflow Wait: while it is blocked, every lane of the Broker soon stands
+	// still, and after StallTimeout it misses messages. It must not be made to
+	// fail. Its recording ends when the Broker has stopped.
 	Published *Recorder
 
 	recorded <-chan struct{} // closed when Published has ended

@@ -36,12 +36,22 @@ func TestPipeline(t *testing.T) {
 		p := NewPipeline(t, Config{})
 		alice := Connect(t, p.Gateway, "alice")
 		start := time.Now()
-		publish(t, p.Broker, "alice", notification.RiskAlert{}, notification.TradeExecuted{}, notification.AccountUpdate{}, notification.OrderExpired{})
-		alice.Wait(t, 4)
+		for i, payload := range []notification.Payload{notification.OrderExpired{}, notification.AccountUpdate{}, notification.TradeExecuted{}, notification.RiskAlert{}} {
+			publish(t, p.Broker, "alice", payload)
+			alice.Wait(t, i+1)
+		}
 		require.Zero(t, time.Since(start))
 		<-time.After(24 * time.Hour)
 		publish(t, p.Broker, "alice", notification.RiskAlert{})
 		alice.Wait(t, 5)
+	})
+	inBubble(t, "no receiver is stuck, even if somebody sits at a debugger", func(t *testing.T) {
+		p := NewPipeline(t, Config{})
+		_, release := p.Published.Block()
+		publish(t, p.Broker, "alice", trades(100)...)
+		<-time.After(50 * time.Minute)
+		release()
+		p.Published.Wait(t, 100)
 	})
 	inBubble(t, "what Config says is kept", func(t *testing.T) {
 		var cfg Config
@@ -122,6 +132,13 @@ func TestPipelineShutdown(t *testing.T) {
 		require.Equal(t, notification.ErrClosed, p.Published.WaitClose(t))
 		require.ErrorIs(t, p.Broker.Publish(notification.New("alice", notification.RiskAlert{}, "test")), notification.ErrClosed)
 		p.Shutdown(t)
+	})
+	inBubble(t, "it waits for a Published that is slow", func(t *testing.T) {
+		p := NewPipeline(t, Config{})
+		p.Published.Delay(time.Second)
+		publish(t, p.Broker, "alice", trades(10)...)
+		p.Shutdown(t)
+		require.Len(t, p.Published.Messages(), 10)
 	})
 	inBubble(t, "it reports what is lost, and the end of the test does not say it again", func(t *testing.T) {
 		for _, who := range []string{"a session", "Published"} {
