@@ -2,12 +2,13 @@ package notification
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"runtime"
+	"runtime/metrics"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -230,6 +231,48 @@ func drain(t testing.TB, r runner) {
 	require.NoError(t, r.Shutdown(context.Background()))
 }
 
+// drainWithin is drain with a limit, for a drain that would never end if it
+// failed.
+func drainWithin(t testing.TB, r runner, limit time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	require.NoError(t, r.Shutdown(ctx))
+}
+
+// inTheMiddle lets f run the next time that p is passed, between the steps of
+// what races it.
+func inTheMiddle(t testing.TB, p point, f func()) {
+	t.Helper()
+	var once sync.Once
+	pause = func(passed point) {
+		if passed == p {
+			once.Do(f)
+		}
+	}
+	t.Cleanup(func() { pause = nil })
+}
+
+// scheduled returns how many times goroutines have gone from runnable to
+// running, or an eighth of it: that is what the runtime counts.
+func scheduled() (n uint64) {
+	sample := []metrics.Sample{{Name: "/sched/latencies:seconds"}}
+	metrics.Read(sample)
+	for _, c := range sample[0].Value.Float64Histogram().Counts {
+		n += c
+	}
+	return n
+}
+
+// An onRecord is a slog.Handler that calls a function, on the goroutine that
+// logs.
+type onRecord func(r slog.Record)
+
+func (f onRecord) Enabled(context.Context, slog.Level) bool      { return true }
+func (f onRecord) Handle(_ context.Context, r slog.Record) error { f(r); return nil }
+func (f onRecord) WithAttrs([]slog.Attr) slog.Handler            { return f }
+func (f onRecord) WithGroup(string) slog.Handler                 { return f }
+
 // A station is a Receiver from which the test takes what arrives.
 type station struct {
 	id    string
@@ -270,13 +313,16 @@ func (s *station) poll() (got []*Message) {
 	return got
 }
 
-func (s *station) pollLane(p Priority) (got []*Message) {
-	for {
+func (s *station) pollLane(p Priority) []*Message { return poll(s.in[p]) }
+
+// fetch takes n messages of a lane, waiting for each, and gives up when the test
+// ends.
+func (s *station) fetch(t testing.TB, p Priority, n int) {
+	for range n {
 		select {
-		case m := <-s.in[p]:
-			got = append(got, m)
-		default:
-			return got
+		case <-s.in[p]:
+		case <-t.Context().Done():
+			return
 		}
 	}
 }
@@ -314,7 +360,42 @@ func (s *station) consume(f func(m *Message)) (stop func()) {
 	return sync.OnceFunc(func() { close(quit); <-done })
 }
 
+// route registers s and routes users to it.
+func route(t testing.TB, b *Broker, s *station, users ...string) *station {
+	t.Helper()
+	require.NoError(t, b.RegisterReceiver(s))
+	for _, u := range users {
+		require.NoError(t, b.Subscribe(u, s.id))
+	}
+	return s
+}
+
+// listen subscribes a channel to everything, which shows in what order the
+// dispatcher takes messages.
+func listen(t testing.TB, b *Broker, id string, capacity int, overflow Overflow) chan *Message {
+	t.Helper()
+	ch := make(chan *Message, capacity)
+	require.NoError(t, b.SubscribeGlobal(id, ch, overflow))
+	return ch
+}
+
+// poll takes what is in ch, and waits for nothing.
+func poll(ch <-chan *Message) (got []*Message) {
+	for {
+		select {
+		case m, ok := <-ch:
+			if !ok {
+				return got
+			}
+			got = append(got, m)
+		default:
+			return got
+		}
+	}
+}
+
 // conserved requires that what went in came out or was counted, at every stage.
+// It and accounted are where the equations between the counters stand.
 // It holds at rest: after a Shutdown, or a synctest.Wait with nobody at work.
 func conserved(t testing.TB, b *Broker, gateways ...*Gateway) {
 	t.Helper()
@@ -332,18 +413,27 @@ func conserved(t testing.TB, b *Broker, gateways ...*Gateway) {
 	var departed uint64
 	for _, g := range gateways {
 		gs := g.Stats()
+		balanced(t, g)
 		var got uint64
 		for p, l := range gs.Lanes {
-			require.Equal(t, l.Enqueued+l.Replayed, l.Taken+l.DroppedSlow+l.DroppedEnded+uint64(l.Pending), "gateway %q, P%d: Enqueued + Replayed = Taken + DroppedSlow + DroppedEnded + Pending", gs.ID, p)
-			got += l.Received + l.Discarded + uint64(len(g.inbox[p]))
+			got += l.Received + l.Invalid + l.Discarded + uint64(len(g.inbox[p]))
 		}
 		if there, ok := handed[gs.ID]; ok {
-			require.Equal(t, there, got, "gateway %q: Handed = Received + Discarded + what its inbox holds", gs.ID)
+			require.Equal(t, there, got, "gateway %q: Handed = Received + Invalid + Discarded + what its inbox holds", gs.ID)
 		} else {
 			departed += got
 		}
 	}
 	require.LessOrEqual(t, departed, s.Departed.Handed, "gateways that left have at most what was handed to those that left")
+}
+
+// balanced is the part of conserved that a Gateway answers for alone: what went
+// into its outboxes came out of them or was counted.
+func balanced(t testing.TB, g *Gateway) {
+	t.Helper()
+	for p, l := range g.Stats().Lanes {
+		require.Equal(t, l.Enqueued+l.Replayed, l.Taken+l.DroppedSlow+l.DroppedEnded+uint64(l.Pending), "gateway %q, P%d: Enqueued + Replayed = Taken + DroppedSlow + DroppedEnded + Pending", g.ID(), p)
+	}
 }
 
 // counters is l without its histogram, to print.
@@ -356,7 +446,11 @@ func counters(l BrokerLane) BrokerLane {
 // one counter.
 func accounted(t testing.TB, b *Broker, calls uint64) {
 	t.Helper()
-	s := b.Stats()
+	accountedIn(t, b.Stats(), calls)
+}
+
+func accountedIn(t testing.TB, s BrokerStats, calls uint64) {
+	t.Helper()
 	sum := s.Deduplicated + s.Invalid + s.RefusedClosed
 	for _, l := range s.Lanes {
 		sum += l.Published + l.Rejected
@@ -374,237 +468,4 @@ func receiverStats(t testing.TB, b *Broker, id string) ReceiverStats {
 	}
 	t.Fatalf("no receiver %q", id)
 	return ReceiverStats{}
-}
-
-// A machine is a runner for TestLifecycle.
-type machine struct {
-	runner
-	// load gives it three messages of which it can deliver none before release
-	// is called, or one at most (which stands in somebody's channel or Push).
-	load func(t *testing.T) (release func())
-}
-
-func machines() map[string]func(t *testing.T) machine {
-	return map[string]func(t *testing.T) machine{
-		"Broker": func(t *testing.T) machine {
-			b := newBroker(t, BrokerConfig{StallTimeout: time.Hour})
-			return machine{b, func(t *testing.T) func() {
-				s := newStation("r", 0)
-				require.NoError(t, b.RegisterReceiver(s))
-				require.NoError(t, b.Subscribe("u", "r"))
-				for _, id := range series("m", 3) {
-					require.NoError(t, b.Publish(note(id, "u", P1)))
-				}
-				open, over := make(chan struct{}), t.Context().Done()
-				go func() { // ends with the test
-					select {
-					case <-open:
-						stop := s.consume(func(*Message) {})
-						<-over
-						stop()
-					case <-over:
-					}
-				}()
-				return sync.OnceFunc(func() { close(open) })
-			}}
-		},
-		"Gateway": func(t *testing.T) machine {
-			g := newGateway(t, "g", GatewayConfig{BatchSize: 1, SessionTimeout: -1})
-			return machine{g, func(t *testing.T) func() {
-				open := make(chan struct{})
-				_, err := g.RegisterSession(SessionConfig{ID: "s", UserID: "u", Sink: SinkFunc(func(ctx context.Context, _ []*Message) error {
-					select {
-					case <-open:
-						return nil
-					case <-ctx.Done():
-						return ctx.Err()
-					}
-				})})
-				require.NoError(t, err)
-				for _, id := range series("m", 3) {
-					g.Inbox()[P1] <- NewMessage(note(id, "u", P1))
-				}
-				return sync.OnceFunc(func() { close(open) })
-			}}
-		},
-	}
-}
-
-func TestLifecycle(t *testing.T) {
-	var errStop = errors.New("stop")
-
-	table := []struct {
-		name string
-		f    func(t *testing.T, m machine)
-	}{
-		{"Shutdown before Run returns nil and Run is ErrClosed", func(t *testing.T, m machine) {
-			require.NoError(t, m.Shutdown(t.Context()))
-			require.ErrorIs(t, m.Run(t.Context()), ErrClosed)
-			require.NoError(t, m.Shutdown(t.Context()))
-		}},
-		{"Shutdown before Run has nothing to wait for, so that an ended ctx is no error", func(t *testing.T, m machine) {
-			require.NoError(t, m.Shutdown(canceled))
-		}},
-		{"Shutdown before Run discards what waits and says so", func(t *testing.T, m machine) {
-			m.load(t)
-			require.ErrorIs(t, m.Shutdown(t.Context()), ErrClosed)
-			require.ErrorIs(t, m.Shutdown(t.Context()), ErrClosed, "the second time too")
-			require.ErrorIs(t, m.Run(t.Context()), ErrClosed)
-		}},
-		{"a second Run is ErrRunning and the first goes on", func(t *testing.T, m machine) {
-			done := start(t.Context(), m)
-			synctest.Wait()
-			require.ErrorIs(t, m.Run(t.Context()), ErrRunning)
-			require.Empty(t, done)
-			require.NoError(t, m.Shutdown(t.Context()))
-			require.NoError(t, <-done)
-		}},
-		{"a Run after the end is ErrClosed, whatever ended the first", func(t *testing.T, m machine) {
-			ctx, cancel := context.WithCancelCause(t.Context())
-			done := start(ctx, m)
-			cancel(errStop)
-			require.ErrorIs(t, <-done, errStop)
-			require.ErrorIs(t, m.Run(t.Context()), ErrClosed)
-		}},
-		{"of eight Runs at once one runs", func(t *testing.T, m machine) {
-			results := make(chan error, 8)
-			for range 8 {
-				go func() { results <- m.Run(context.Background()) }()
-			}
-			synctest.Wait()
-			require.Len(t, results, 7)
-			for range 7 {
-				require.ErrorIs(t, <-results, ErrRunning)
-			}
-			require.NoError(t, m.Shutdown(t.Context()))
-			require.NoError(t, <-results)
-		}},
-		{"Shutdown of one that idles returns nil at once, and again", func(t *testing.T, m machine) {
-			done := start(t.Context(), m)
-			synctest.Wait()
-			began := time.Now()
-			require.NoError(t, m.Shutdown(t.Context()))
-			require.NoError(t, <-done)
-			require.NoError(t, m.Shutdown(t.Context()))
-			require.NoError(t, m.Shutdown(canceled), "what is over needs no ctx")
-			require.Zero(t, time.Since(began))
-		}},
-		{"eight Shutdowns at once all return nil when the drain is over", func(t *testing.T, m machine) {
-			release := m.load(t)
-			done := start(t.Context(), m)
-			synctest.Wait()
-			results := make(chan error, 8)
-			for range 8 {
-				go func() { results <- m.Shutdown(context.Background()) }()
-			}
-			pass(time.Second)
-			require.Empty(t, results)
-			release()
-			for range 8 {
-				require.NoError(t, <-results)
-			}
-			require.NoError(t, <-done)
-		}},
-		{"Run and Shutdown at once end, whichever comes first", func(t *testing.T, m machine) {
-			done := start(t.Context(), m)
-			require.NoError(t, m.Shutdown(t.Context()))
-			if err := <-done; err != nil {
-				require.ErrorIs(t, err, ErrClosed)
-			}
-		}},
-		{"the end of Run's ctx stops it and its cause is what Run returns", func(t *testing.T, m machine) {
-			ctx, cancel := context.WithCancelCause(t.Context())
-			done := start(ctx, m)
-			pass(time.Minute)
-			require.Empty(t, done)
-			cancel(errStop)
-			require.Equal(t, errStop, <-done)
-			require.NoError(t, m.Shutdown(t.Context()), "nothing was lost")
-		}},
-		{"a Run whose ctx has ended returns its cause", func(t *testing.T, m machine) {
-			ctx, cancel := context.WithCancelCause(t.Context())
-			cancel(errStop)
-			require.Equal(t, errStop, m.Run(ctx))
-		}},
-		{"a Shutdown after the end of Run's ctx tells that something was lost", func(t *testing.T, m machine) {
-			ctx, cancel := context.WithCancel(t.Context())
-			m.load(t)
-			done := start(ctx, m)
-			synctest.Wait()
-			cancel()
-			require.ErrorIs(t, <-done, context.Canceled)
-			require.ErrorIs(t, m.Shutdown(t.Context()), ErrClosed)
-		}},
-		{"the end of Run's ctx during a drain breaks it off", func(t *testing.T, m machine) {
-			ctx, cancel := context.WithCancelCause(t.Context())
-			m.load(t)
-			done := start(ctx, m)
-			synctest.Wait()
-			down := make(chan error, 1)
-			go func() { down <- m.Shutdown(context.Background()) }()
-			pass(time.Minute)
-			require.Empty(t, done)
-			require.Empty(t, down)
-			cancel(errStop)
-			require.Equal(t, errStop, <-done)
-			require.ErrorIs(t, <-down, ErrClosed)
-		}},
-		{"a drain that is held up for 3 s and goes on loses nothing", func(t *testing.T, m machine) {
-			release := m.load(t)
-			done := start(t.Context(), m)
-			synctest.Wait()
-			began := time.Now()
-			time.AfterFunc(3*time.Second, release)
-			require.NoError(t, m.Shutdown(t.Context()))
-			require.Equal(t, 3*time.Second, time.Since(began))
-			require.NoError(t, <-done)
-		}},
-		{"a drain that is held up for good ends at the deadline of Shutdown with its error", func(t *testing.T, m machine) {
-			m.load(t)
-			done := start(t.Context(), m)
-			synctest.Wait()
-			began := time.Now()
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-			defer cancel()
-			require.Equal(t, context.DeadlineExceeded, m.Shutdown(ctx))
-			require.Equal(t, 2*time.Second, time.Since(began))
-			require.NoError(t, <-done)
-			require.ErrorIs(t, m.Shutdown(t.Context()), ErrClosed, "afterwards it is known what was lost")
-		}},
-		{"Shutdown with an ended ctx stops at once", func(t *testing.T, m machine) {
-			m.load(t)
-			done := start(t.Context(), m)
-			synctest.Wait()
-			began := time.Now()
-			require.Equal(t, context.Canceled, m.Shutdown(canceled))
-			require.NoError(t, <-done)
-			require.Zero(t, time.Since(began))
-		}},
-		{"the first deadline of several Shutdowns ends the drain for all", func(t *testing.T, m machine) {
-			m.load(t)
-			done := start(t.Context(), m)
-			synctest.Wait()
-			patient := make(chan error, 1)
-			go func() { patient <- m.Shutdown(context.Background()) }()
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			defer cancel()
-			require.Equal(t, context.DeadlineExceeded, m.Shutdown(ctx))
-			require.ErrorIs(t, <-patient, ErrClosed)
-			require.NoError(t, <-done)
-		}},
-	}
-	for _, name := range []string{"Broker", "Gateway"} {
-		for _, row := range table {
-			t.Run(name+"/"+row.name, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) { row.f(t, machines()[name](t)) })
-			})
-		}
-	}
-	t.Run("New starts nothing", func(t *testing.T) {
-		before := runtime.NumGoroutine()
-		for _, m := range machines() {
-			m(t)
-		}
-		require.LessOrEqual(t, runtime.NumGoroutine(), before)
-	})
 }

@@ -14,16 +14,23 @@ type Message struct {
 	entered  int64    // when Publish was called, as now tells it
 	typ      Type     // copied, so that a caller who writes to n after Publish
 	priority Priority // cannot send it into a lane or channel that does not exist
+	invalid  bool     // made by NewMessage of what is not valid: a Gateway refuses it
 
 	once sync.Once
 	json string // guarded by once; a string header is 8 bytes shorter than a slice's
 }
 
 // NewMessage makes a Message of n, for whoever feeds a Gateway's inbox without
-// a Broker. It takes ownership of n, which should be valid (see
-// Notification.Validate); the time of entry is now.
+// a Broker. It takes ownership of n; the time of entry is now. A Gateway refuses
+// and counts a Message of which n is not valid (see Notification.Validate).
 func NewMessage(n *Notification) *Message {
-	return newMessage(n, typeOf(n.Payload), now())
+	t, err := n.check()
+	if n == nil {
+		n = new(Notification)
+	}
+	m := newMessage(n, t, now())
+	m.invalid = err != nil
+	return m
 }
 
 func newMessage(n *Notification, t Type, entered int64) *Message {

@@ -51,13 +51,21 @@ func TestMessage(t *testing.T) {
 	})
 	t.Run("a notification that is invalid, or changed since, does not break it", func(t *testing.T) {
 		n := specimen(TypeTradeExecuted)
-		n.Priority = 200
 		m := NewMessage(n)
 		n.Payload, n.Priority = nil, 77
 		require.Equal(t, TypeTradeExecuted, m.typ)
-		require.Equal(t, P3, m.priority)
+		require.Equal(t, TypeTradeExecuted.DefaultPriority(), m.priority)
+		require.False(t, m.invalid)
 		require.True(t, json.Valid(m.JSON()))
-		require.Zero(t, NewMessage(&Notification{}).typ)
+
+		astray := specimen(TypeTradeExecuted)
+		astray.Priority = 200
+		for _, n := range []*Notification{nil, {}, astray} {
+			m := NewMessage(n)
+			require.True(t, m.invalid)
+			require.LessOrEqual(t, m.priority, P3)
+			require.True(t, json.Valid(m.JSON()))
+		}
 	})
 }
 

@@ -46,11 +46,15 @@
 //
 // # Backpressure
 //
-// A sink that does not take its batches fills the outbox of its own session,
-// and ends that; it delays nobody else. Gateways that are short of CPU fill
-// their inbox, then the lanes of the Broker, and then Publish says
-// [ErrQueueFull], with nothing remembered, so that a retry is a first publish.
-// [Broker.PublishWait] waits for room instead.
+// A message waits for one of three reasons. It waits for company (MaxDelay):
+// nothing follows from that. The Gateway is late, because no pusher has come for
+// it: then its lane fills, back through the inbox and the lane of the Broker,
+// until Publish says [ErrQueueFull], with nothing remembered, so that a retry is
+// a first publish ([Broker.PublishWait] waits for room instead); other lanes go
+// on, and no session ends for it. The sink is busy: that concerns its session,
+// which ends with [ErrSlowConsumer] when more than OutboxMessages wait behind a
+// Push that has lasted SlowAfter; before that its own messages may hold up their
+// lane, for others by 50 ms in a second at the most.
 //
 // # Concurrency
 //

@@ -1,14 +1,9 @@
 package notification
 
 import (
+	"cmp"
 	"context"
-	"encoding/base64"
-	"encoding/binary"
-	"errors"
-	"fmt"
 	"math"
-	"runtime"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,50 +28,6 @@ type SessionConfig struct {
 	Timeout time.Duration
 }
 
-// A Sink takes the batches of one session.
-type Sink interface {
-	// Push takes a batch: never empty, at most BatchSize messages, P0 first.
-	// The slice is valid during the call, the messages for good. It may block;
-	// there is one call at a time, and ctx ends when the session does. An error
-	// ends the session with that error, and so does a panic, with ErrSinkPanic.
-	Push(ctx context.Context, batch []*Message) error
-	// Close is called once, after the last Push has returned, with the reason
-	// for which the session ended.
-	Close(reason error)
-}
-
-// SinkFunc is a Sink whose Close does nothing.
-type SinkFunc func(ctx context.Context, batch []*Message) error
-
-// Push calls f.
-func (f SinkFunc) Push(ctx context.Context, batch []*Message) error { return f(ctx, batch) }
-
-// Close does nothing.
-func (f SinkFunc) Close(error) {}
-
-// ChannelSink returns a Sink that sends each message to the channel, which it
-// returns too and closes at the end; what was sent before can still be read.
-// While the channel is full Push waits, and the session's outbox fills.
-func ChannelSink(capacity int) (Sink, <-chan *Message) {
-	ch := make(chan *Message, max(capacity, 0))
-	return channelSink(ch), ch
-}
-
-type channelSink chan *Message
-
-func (c channelSink) Push(ctx context.Context, batch []*Message) error {
-	for _, m := range batch {
-		select {
-		case c <- m:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
-}
-
-func (c channelSink) Close(error) { close(c) }
-
 // A Session is one connection of one user to a Gateway, until it ends.
 // Gateway.RegisterSession makes it. Its methods may be called from anywhere,
 // from inside Push too.
@@ -92,68 +43,94 @@ type Session struct {
 	ctx       context.Context
 	cancel    context.CancelCauseFunc
 
-	// guarded by Gateway.mu: its place among all sessions
-	next, prev *Session
+	// guarded by roster.mu, those among the user's sessions by user.mu as well
+	links [numSessionLists]sessionLink
 
 	// atomic
 	filter  atomic.Uint32 // bit c for Channel c, everyChannel for no filter
 	touched atomic.Bool   // Touch was called: being pushed to is no sign of life then
 	heard   atomic.Int64  // the last sign of life, as now tells it
 
-	// guarded by mu. A session is idle, queued (for a pusher) or running (in
-	// Push, or its pusher is dealing with what Push returned). Once err is set
-	// the outbox stays empty and the next pusher to see it closes the sink.
-	mu        sync.Mutex
-	out       outbox
-	deadline  [NumPriorities]int64 // when what came first into an empty lane has waited MaxDelay; the reader writes it, and may read it without mu
-	queued    bool
-	running   bool
-	doubt     doubt // of the running Push
-	behind    int   // of what waits, how much is counted in Gateway.behind
-	arrived   int   // since the running Push began
-	pushes    uint32
-	pushing   int32 // messages in the running Push
-	abandoned int32 // of those, how many are counted in Gateway.abandoned
-	slot      uint8 // of the batches, modulo 10, for the shares of the lanes
-	err       error
-	done      chan struct{} // made when somebody asks for it
-	finished  bool          // Sink.Close has returned
-	dropped   uint64
-	resume    *resume // what is written here is guarded by mu; nil without HistoryMessages
+	mu       sync.Mutex
+	state    sessionState         // guarded by mu
+	lane     Priority             // guarded by mu: in which it is queued
+	turns    turns                // guarded by mu: of the lanes in its batches
+	announce bool                 // guarded by mu: Live is still to be called
+	delayed  uint8                // guarded by mu, written by the reader alone: a bit for each delay list that it is in, or will be at once
+	out      outbox               // guarded by mu: empty once err is set
+	deadline [NumPriorities]int64 // guarded by mu, written by the reader alone: when what came first into an empty lane has waited MaxDelay
+	since    int64                // guarded by mu: while running, when that began
+	err      error                // guarded by mu: why it ended
+	done     chan struct{}        // guarded by mu: made when somebody asks for it
+	dropped  uint64               // guarded by mu
+	resume   *resume              // immutable, what it points to is guarded by mu; nil without a history
+	hold     *hold                // what it points to is guarded by mu, and made by the reader; nil until needed
 
-	// owned by the Gateway's reader: its places among the sessions that wait
-	// for MaxDelay
+	// owned by the reader: its places among the sessions that wait for MaxDelay
 	delays [NumPriorities]delayLink
 
-	// guarded by dueQueue.mu
-	due dueLink
+	// guarded by pushPool.mu
+	due    dueLink
+	pusher *pusher // that calls the sink
 }
 
-// doubt is what the reader thinks of a Push during which the outbox ran over.
-type doubt uint8
+// The states of a session:
+//
+//	          something is due             a pusher takes it
+//	idle ────────────────────────▶ queued ──────────────────▶ running ──▶ closed
+//	  ▲                              ▲  something is due again  │   its sink was closed
+//	  │                              └──────────────────────────┤
+//	  └─────────────────────────────────────────────────────────┘
+//
+// An ended session (err is set) is queued once more, in whatever state it is, so
+// that a pusher closes its sink.
+type sessionState uint8
 
 const (
-	trusted   doubt = iota
-	suspected       // until its time is up
-	convicted
+	sessionIdle    sessionState = iota // nothing waits, or it waits for company
+	sessionQueued                      // in a list of the pool, or taken from it this moment
+	sessionRunning                     // a pusher calls the sink, or deals with what it returned
+	sessionClosed                      // Sink.Close has returned
 )
 
-// everyChannel is the bit of Session.filter that stands for all channels. No
-// Channel is zero.
-const everyChannel = 1
-
-// allChannels has the bits of the channels.
-const allChannels = 1<<numChannels - 2
-
-// filterOf returns the bits of those channels that exist.
-func filterOf(channels []Channel) (bits uint32) {
-	for _, c := range channels {
-		if c.valid() {
-			bits |= 1 << c
-		}
+// newSession returns a session that is not on the roster yet.
+func newSession(g *Gateway, cfg *SessionConfig) *Session {
+	s := &Session{
+		g: g, id: cfg.ID, sink: cfg.Sink,
+		timeout:   cmp.Or(cfg.Timeout, g.cfg.SessionTimeout),
+		connected: time.Now().UnixNano(),
 	}
-	return bits
+	if g.history != nil {
+		s.resume = new(resume) // before anybody sees s
+	}
+	_, s.announce = cfg.Sink.(liveSink)
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.heard.Store(now())
+	s.filter.Store(everyChannel)
+	if cfg.Channels != nil {
+		s.filter.Store(filterOf(cfg.Channels))
+	}
+	return s
 }
+
+// register puts the session on the roster, and makes it due if there is
+// something to replay, or Live to be called.
+func (s *Session) register(cfg *SessionConfig) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.g.roster.register(s, cfg.UserID, cfg.After); err != nil {
+		s.cancel(err)
+		return err
+	}
+	if at := now(); s.isDue(at) {
+		s.enqueue(at)
+	}
+	return nil
+}
+
+// outboxFactor is how many times OutboxMessages may wait for a session in P1 to
+// P3 together, and as many in P0.
+const outboxFactor = 8
 
 // ID returns the session's ID.
 func (s *Session) ID() string { return s.id }
@@ -179,59 +156,6 @@ func (s *Session) Dropped() uint64 {
 	return s.dropped
 }
 
-// Subscribe narrows a session that receives every channel to those named, and
-// adds them to the others' filter. It decides on what reaches the outbox from
-// now on. Values that are no channels are ignored.
-func (s *Session) Subscribe(ch ...Channel) {
-	if bits := filterOf(ch); bits != 0 {
-		s.refilter(func(f uint32) uint32 { return f&^everyChannel | bits })
-	}
-}
-
-// Unsubscribe takes channels away, from every channel too. With the last one
-// gone nothing arrives.
-func (s *Session) Unsubscribe(ch ...Channel) {
-	if bits := filterOf(ch); bits != 0 {
-		s.refilter(func(f uint32) uint32 {
-			if f&everyChannel != 0 {
-				f = allChannels
-			}
-			return f &^ bits
-		})
-	}
-}
-
-// SubscribeAll removes the filter.
-func (s *Session) SubscribeAll() { s.filter.Store(everyChannel) }
-
-func (s *Session) refilter(f func(uint32) uint32) {
-	for {
-		old := s.filter.Load()
-		if s.filter.CompareAndSwap(old, f(old)) {
-			return
-		}
-	}
-}
-
-// Subscriptions returns the channels that the filter admits, in the order of
-// their declaration.
-func (s *Session) Subscriptions() []Channel {
-	subscriptions := []Channel{}
-	for c := ChannelTrade; c < numChannels; c++ {
-		if s.IsSubscribed(c) {
-			subscriptions = append(subscriptions, c)
-		}
-	}
-	return subscriptions
-}
-
-// IsSubscribed reports whether the filter admits ch.
-func (s *Session) IsSubscribed(ch Channel) bool {
-	return ch.valid() && admits(s.filter.Load(), ch)
-}
-
-func admits(filter uint32, ch Channel) bool { return filter&(everyChannel|1<<ch) != 0 }
-
 // Touch says that something was heard of the session's peer, and that from now
 // on only Touch tells so. It is cheap enough for every frame.
 func (s *Session) Touch() {
@@ -255,7 +179,7 @@ func (s *Session) Done() <-chan struct{} {
 	defer s.mu.Unlock()
 	if s.done == nil {
 		s.done = make(chan struct{})
-		if s.finished {
+		if s.state == sessionClosed {
 			close(s.done)
 		}
 	}
@@ -269,10 +193,113 @@ func (s *Session) Err() error {
 	return s.err
 }
 
-// isDue reports whether what waits should be pushed now. s.mu is held.
+// An offer is what became of a message that was offered to a session.
+type offer uint8
+
+const (
+	offerNotMeant offer = iota // the session has ended, or gets it from the history
+	offerFiltered              // the filter does not admit it
+	offerTaken                 // it is in the outbox
+	offerFirst                 // it is the first of its lane there: it may have to wait for company
+	offerNoRoom                // nothing has changed: to be offered again when there is room
+	offerSlow                  // it is in the outbox, and the session is slow
+)
+
+// offer puts m into the outbox if the filter admits it and there is room. Only
+// the reader calls it.
+func (s *Session) offer(m *Message, seq uint64, clock int64) offer {
+	p := m.priority
+	wanted := admits(s.filter.Load(), m.typ.Channel())
+	if !wanted && s.g.history == nil { // s.resume may be about to be set
+		return offerFiltered
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil || s.resume != nil && !s.isNew(p, seq, clock) {
+		return offerNotMeant
+	}
+	cfg := &s.g.cfg
+	bound, trims := int64(cfg.OutboxMessages), cfg.SlowPolicy == SlowDropOldest
+	if wanted && p != P0 && s.out.lower() >= outboxFactor*bound && !(trims && s.state == sessionRunning) {
+		return offerNoRoom
+	}
+	if s.resume != nil {
+		s.resume.at.seqs[p] = seq
+	}
+	if !wanted {
+		return offerFiltered
+	}
+	full := int64(s.out.total) >= bound
+	result := offerTaken
+	if s.out.push(m, seq) {
+		s.deadline[p] = addTime(clock, cfg.MaxDelay[p])
+		result = offerFirst
+		if cfg.MaxDelay[p] > 0 {
+			s.delayed |= 1 << p
+		}
+	}
+	switch s.state {
+	case sessionIdle:
+		if p == P0 || s.isDue(clock) {
+			s.enqueue(clock)
+		}
+	case sessionQueued:
+		s.g.pool.owe(p, 1)
+		s.promote(p, clock)
+	}
+	overP0 := p == P0 && int64(s.out.lanes[P0].n) > outboxFactor*bound
+	switch {
+	case trims && (overP0 || full && s.state == sessionRunning):
+		s.dropOldest()
+	case overP0, s.isSlow(clock):
+		result = offerSlow
+	}
+	return result
+}
+
+// isSlow reports whether its sink is at fault: more than OutboxMessages wait
+// behind a Push that has lasted SlowAfter. SlowDropOldest ends nobody. mu is
+// held.
+func (s *Session) isSlow(clock int64) bool {
+	cfg := &s.g.cfg
+	return cfg.SlowPolicy == SlowClose && s.state == sessionRunning &&
+		s.out.total > cfg.OutboxMessages && clock-s.since >= int64(cfg.SlowAfter)
+}
+
+// dropOldest drops the oldest of the lowest lane. mu is held.
+func (s *Session) dropOldest() {
+	p := s.out.lowest()
+	s.out.pop(p)
+	s.dropped++
+	s.g.lose(&s.g.droppedSlow[p], 1)
+	if s.state == sessionQueued {
+		s.g.pool.owe(p, -1)
+	}
+}
+
+// enqueue makes an idle session due. mu is held.
+func (s *Session) enqueue(clock int64) {
+	s.state = sessionQueued
+	s.lane = s.out.highest()
+	if s.announce || s.resume != nil && s.resume.replaying {
+		s.lane = min(s.lane, P1)
+	}
+	s.g.pool.oweAll(s.out.counts(), 1)
+	s.g.pool.add(s, s.lane, clock)
+}
+
+// promote moves a queued session up if p is higher than its lane. mu is held.
+func (s *Session) promote(p Priority, clock int64) {
+	if p < s.lane {
+		s.lane = p
+		s.g.pool.promote(s, p, clock)
+	}
+}
+
+// isDue reports whether the sink should be called now. mu is held.
 func (s *Session) isDue(clock int64) bool {
 	switch {
-	case s.resume != nil && s.resume.replaying:
+	case s.announce, s.resume != nil && s.resume.replaying:
 		return true
 	case s.out.total == 0:
 		return false
@@ -287,705 +314,258 @@ func (s *Session) isDue(clock int64) bool {
 	return false
 }
 
-// begin fills buf with the next batch and marks the session running. It
-// returns none if the session has ended, or if nothing waits after all, or, with
-// ErrSlowConsumer, if what should be replayed next is no longer there.
-func (s *Session) begin(buf []*Message) (b delivery, err error) {
+// expire makes the session, which has left its delay list, due if something has
+// waited MaxDelay. A Push may have taken it long since, and a later one may wait,
+// with its own deadline.
+func (s *Session) expire(p Priority, clock int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.queued = false
-	s.g.caughtUp(s.behind)
-	s.behind = 0
-	if s.err != nil {
-		return b, nil
+	s.delayed &^= 1 << p
+	if s.err == nil && s.state == sessionIdle && s.isDue(clock) {
+		s.enqueue(clock)
 	}
-	s.running, s.doubt, s.arrived = true, trusted, 0
-	s.pushes++
-	if s.resume != nil {
-		s.resume.before = s.position()
-	}
-	if s.resume != nil && s.resume.replaying {
-		b, err = s.replay(buf)
-	} else {
-		var waiting [NumPriorities]int
-		for p := range waiting {
-			waiting[p] = int(s.out.lanes[p].n)
-		}
-		b.counts = s.shares(waiting, len(buf))
-		b.messages = buf[:0]
-		for p, n := range b.counts {
-			for range n {
-				b.messages = append(b.messages, s.out.pop(Priority(p)))
-			}
-		}
-	}
-	s.pushing = int32(len(b.messages))
-	return b, err
 }
 
-// A delivery is a batch for one Push.
+// An act is a call of a sink.
+type act uint8
+
+const (
+	actNone  act = iota // nothing is due after all
+	actPush             // Push a batch
+	actLive             // Live
+	actEnd              // none: end the session for the reason
+	actClose            // Close for the reason
+)
+
+func (a act) String() string { return [...]string{"nothing", "Push", "Live", "end", "Close"}[a] }
+
+// A delivery is what a pusher has to do for a session.
 type delivery struct {
-	messages []*Message
+	act      act
+	replayed bool               // the batch is from the history
+	messages []*Message         // the batch
 	counts   [NumPriorities]int // of messages
-	replayed bool               // from the history
+	reason   error              // of actEnd and actClose
 }
 
-// A resume is what a session of a Gateway with history has beside the others.
-// It is guarded by Session.mu.
-type resume struct {
-	run       uint64                // of the Gateway, for the cursor
-	at        [NumPriorities]uint64 // up to which number messages were replayed, offered or filtered away; at the end: the cursor
-	before    [NumPriorities]uint64 // the cursor before the running Push
-	failed    bool                  // that Push failed
-	replaying bool                  // the next batch comes from the history
-	counted   bool                  // in Gateway.replays
-}
-
-// position returns the numbers of the cursor behind the running Push, or else
-// behind the last. s.mu is held.
-func (s *Session) position() (numbers [NumPriorities]uint64) {
-	r := s.resume
-	if r.failed {
-		return r.before
-	}
-	numbers = r.at
-	for p := range s.out.lanes {
-		if l := &s.out.lanes[p]; l.n > 0 { // the number before the first that waits
-			numbers[p] = l.first.entries[l.read].number - 1
-		}
-	}
-	return numbers
-}
-
-// replay is begin for a session that has not caught up with the history. The
-// reader puts a message into the history first and offers it then, and we hold
-// the locks of both histories: what it adds later, it offers to a session that
-// takes it; what it added before and has yet to offer is not new then. s.mu is
-// held.
-func (s *Session) replay(buf []*Message) (b delivery, err error) {
-	own, all, r := s.user.history, s.g.everyone, s.resume
-	own.mu.Lock()
-	defer own.mu.Unlock()
-	all.mu.Lock()
-	defer all.mu.Unlock()
-	filter := s.filter.Load()
-	var waiting [NumPriorities]int // up to a batch, and one to know that there is more
-	for p := range waiting {
-		if own.lost(p, filter, r.at[p]) || all.lost(p, filter, r.at[p]) {
-			return b, ErrSlowConsumer
-		}
-		for e := range missed(&own.lanes[p], &all.lanes[p], r.at[p]) {
-			if admits(filter, e.m.typ.Channel()) {
-				if waiting[p]++; waiting[p] > len(buf) {
-					break
-				}
-			}
-		}
-	}
-	b = delivery{messages: buf[:0], counts: s.shares(waiting, len(buf)), replayed: true}
-	more := false
-	for p := range b.counts {
-		left, whole := b.counts[p], true
-		for e := range missed(&own.lanes[p], &all.lanes[p], r.at[p]) {
-			if admits(filter, e.m.typ.Channel()) {
-				if left == 0 {
-					more, whole = true, false
-					break
-				}
-				left--
-				b.messages = append(b.messages, e.m)
-			}
-			r.at[p] = e.number
-		}
-		if whole { // over what was evicted, too, that the filter does not admit
-			r.at[p] = s.g.numbers[p].Load()
-		}
-		s.g.replayed[p].Add(uint64(b.counts[p]))
-	}
-	if !more {
-		s.g.endReplay(r)
-	}
-	return b, nil
-}
-
-// Cursor returns where the session has got to: behind the last batch that was
-// taken, and while a Push runs, inside it above all, behind its batch. It is the
-// zero Cursor if the Gateway keeps no history.
-func (s *Session) Cursor() Cursor {
-	if s.resume == nil {
-		return Cursor{}
-	}
+// begin moves a queued session to running, and takes the next batch off the
+// outbox, or out of the history, into p's buffer.
+func (s *Session) begin(p *pusher, at int64) (d delivery) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Cursor{run: s.resume.run, user: s.user.history.key, numbers: s.position()}
-}
-
-// A Cursor is a place in what a user gets from a Gateway: for each lane a
-// number up to which everything was taken, or filtered away. It is bound to the
-// Gateway, to the time since its start or last Gap, and to the user. Cursors
-// compare with ==; the zero Cursor is no place.
-type Cursor struct {
-	run     uint64
-	user    uint64
-	numbers [NumPriorities]uint64
-}
-
-// cursorVersion is the first byte of a Cursor's text form.
-const cursorVersion = 1
-
-// String returns the text form: opaque, safe in URLs, at most 80 bytes, empty
-// for the zero Cursor.
-func (c Cursor) String() string {
-	if c == (Cursor{}) {
-		return ""
+	waiting := s.out.counts()
+	s.g.pool.oweAll(waiting, -1)
+	s.state, s.since = sessionRunning, at
+	if s.hold != nil && s.hold.lanes != 0 { // its own time begins to count, and there may be room when mu is free
+		rouse(s.g.wake)
 	}
-	b := []byte{cursorVersion}
-	b = binary.LittleEndian.AppendUint64(b, c.run)
-	b = binary.LittleEndian.AppendUint64(b, c.user)
-	for _, n := range c.numbers {
-		b = binary.AppendUvarint(b, n)
+	switch r := s.resume; {
+	case s.err != nil:
+		return delivery{act: actNone} // finish tells that it has ended
+	case r != nil && r.replaying:
+		r.before, r.caller, r.pushing = s.position(), p.id, true
+		return s.replay(p)
+	case s.announce:
+		s.announce = false
+		return delivery{act: actLive}
+	case s.out.total == 0:
+		return delivery{act: actNone}
+	case r != nil:
+		r.before, r.caller, r.pushing = s.position(), p.id, true
 	}
-	return base64.RawURLEncoding.EncodeToString(b)
-}
-
-// ParseCursor reads what String wrote; anything else is ErrInvalid.
-func ParseCursor(s string) (Cursor, error) {
-	var c Cursor
-	if s == "" {
-		return c, nil
-	}
-	bad := func() (Cursor, error) {
-		return Cursor{}, fmt.Errorf("%w: cursor %q", ErrInvalid, clip(s))
-	}
-	if len(s) > 80 {
-		return bad()
-	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) < 17 || b[0] != cursorVersion {
-		return bad()
-	}
-	c.run, c.user = binary.LittleEndian.Uint64(b[1:]), binary.LittleEndian.Uint64(b[9:])
-	b = b[17:]
-	for p := range c.numbers {
-		v, n := binary.Uvarint(b)
-		if n <= 0 {
-			return bad()
-		}
-		c.numbers[p], b = v, b[n:]
-	}
-	if len(b) > 0 || c.String() != s { // one text for one cursor
-		return bad()
-	}
-	return c, nil
-}
-
-// MarshalText is String.
-func (c Cursor) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
-
-// UnmarshalText is ParseCursor.
-func (c *Cursor) UnmarshalText(b []byte) error {
-	v, err := ParseCursor(string(b))
-	if err == nil {
-		*c = v
-	}
-	return err
-}
-
-// shares divides a batch of size slots among the lanes: to the highest lane
-// that has something, but of every ten slots one to P1, one to P2 and one to
-// P3, so that none of them waits for ever. The count of ten goes on from batch
-// to batch, because a batch may be smaller than that. s.mu is held.
-func (s *Session) shares(waiting [NumPriorities]int, size int) (counts [NumPriorities]int) {
-	if waiting[P0]+waiting[P1]+waiting[P2]+waiting[P3] <= size {
-		return waiting
-	}
-	for range size {
-		p := P0
-		if s.slot >= 7 && waiting[s.slot-6] > 0 {
-			p = Priority(s.slot - 6)
-		}
-		for waiting[p] == 0 {
-			p++
-		}
-		waiting[p]--
-		counts[p]++
-		s.slot = (s.slot + 1) % 10
-	}
-	return counts
-}
-
-// An outbox is what waits for a session: four queues in chunks, none of which
-// it holds on to when it is empty.
-type outbox struct {
-	lanes [NumPriorities]outboxLane
-	total int
-}
-
-type outboxLane struct {
-	first, last *chunk
-	n           int32
-	read, write uint8 // the places in first and last
-}
-
-// A chunk fills the 256-byte size class. The numbers are those of the history,
-// zero without one.
-type chunk struct {
-	next    *chunk
-	entries [15]numbered
-}
-
-var chunks = sync.Pool{New: func() any { return new(chunk) }}
-
-// push appends m to its lane and reports whether that was empty.
-func (o *outbox) push(m *Message, number uint64) (first bool) {
-	l := &o.lanes[m.priority]
-	if l.last == nil {
-		l.first = chunks.Get().(*chunk)
-		l.last, l.read, l.write = l.first, 0, 0
-	} else if int(l.write) == len(l.last.entries) {
-		l.last.next = chunks.Get().(*chunk)
-		l.last, l.write = l.last.next, 0
-	}
-	l.last.entries[l.write] = numbered{number, m}
-	l.write++
-	l.n++
-	o.total++
-	return l.n == 1
-}
-
-// pop takes the oldest of a lane that is not empty.
-func (o *outbox) pop(p Priority) *Message {
-	l := &o.lanes[p]
-	c := l.first
-	m := c.entries[l.read].m
-	c.entries[l.read] = numbered{} // a pooled chunk keeps nothing alive
-	l.read++
-	l.n--
-	o.total--
-	if l.n == 0 || int(l.read) == len(c.entries) {
-		if l.first, l.read = c.next, 0; l.first == nil {
-			l.last = nil
-		}
-		c.next = nil
-		chunks.Put(c)
-	}
-	return m
-}
-
-// lowest returns the lowest lane that is not empty.
-func (o *outbox) lowest() Priority {
-	p := P3
-	for o.lanes[p].n == 0 {
-		p--
-	}
-	return p
-}
-
-// A pusher is a goroutine that calls sinks.
-type pusher struct {
-	g     *Gateway
-	shard *shard
-	buf   []*Message
-	turn  int // messages since the last yield
-}
-
-// startPusher starts a pusher that the due queue counts already. It ends when
-// the queue tells it to, and Run waits for that unless it hangs in a sink.
-func (g *Gateway) startPusher() {
-	p := &pusher{g: g, shard: &g.shards[g.due.ticket()%len(g.shards)], buf: make([]*Message, g.cfg.BatchSize)}
-	go p.run(nil)
-}
-
-// run serves sessions until the queue has no work for this pusher; served is
-// the one that a Goexit interrupted.
-func (p *pusher) run(served *Session) {
-	for {
-		s, rouse := p.g.due.next(served, p.g.cfg.Pushers)
-		if rouse {
-			p.g.rouse()
-		}
-		if s == nil {
-			return
-		}
-		p.serve(s)
-		served = s
-	}
-}
-
-// serve pushes a batch of s, or closes its sink.
-func (p *pusher) serve(s *Session) {
-	b, err := s.begin(p.buf)
-	if len(b.messages) == 0 {
-		if err != nil {
-			p.g.end(s, err)
-		}
-		p.rest(s)
-		return
-	}
-	if !b.replayed { // its age says how long the client was away, not how late we are
-		at := now()
-		for _, m := range b.messages {
-			p.shard.latency[m.priority].record(time.Duration(at - m.entered))
+	buf := p.room(min(s.out.total, s.g.cfg.BatchSize))
+	d = delivery{act: actPush, messages: buf[:0], counts: s.turns.share(waiting, len(buf))}
+	for lane, n := range d.counts {
+		for range n {
+			d.messages = append(d.messages, s.out.pop(Priority(lane)))
 		}
 	}
-	err = p.push(s, b)
-	p.pushed(s, b, err)
-	clear(b.messages)
-	if p.turn += len(b.messages); p.turn >= yieldEvery {
-		p.turn = 0
-		runtime.Gosched()
-	}
+	return d
 }
 
-// push calls the sink, whatever it does.
-func (p *pusher) push(s *Session, b delivery) (err error) {
-	returned := false
-	defer func() {
-		if returned {
-			return
-		}
-		what := recover()
-		err = p.wreck("Push", s, what)
-		if what == nil { // Goexit: this goroutine is lost, the pusher is not
-			p.buf = make([]*Message, len(p.buf))
-			lost := err // captured itself, err would be on the heap for every Push
-			go func() { // as startPusher's
-				p.pushed(s, b, lost)
-				p.run(s)
-			}()
-		}
-	}()
-	err = s.sink.Push(s.ctx, b.messages)
-	returned = true
-	return err
-}
-
-// wreck is the error for a call of a sink that did not return.
-func (p *pusher) wreck(call string, s *Session, what any) error {
-	if what == nil {
-		what = "runtime.Goexit"
-	}
-	if muted, ok := p.g.panicked.begin(); ok {
-		p.g.log.Error("sink panicked", "call", call, "session", s.id, "panic", what, "muted", muted, "stack", string(debug.Stack()))
-	}
-	return fmt.Errorf("%w: %s: %v", ErrSinkPanic, call, what)
-}
-
-// pushed deals with what Push returned. It does the accounting before the
-// session is seen to be idle, so that at rest everything adds up.
-func (p *pusher) pushed(s *Session, b delivery, err error) {
-	g := p.g
-	if err != nil {
-		if s.resume != nil {
-			s.mu.Lock()
-			s.resume.failed = true
-			s.mu.Unlock()
-		}
-		for lane, n := range b.counts {
-			g.lose(&g.droppedEnd[lane], n)
-		}
-		if g.end(s, err) && !errors.Is(err, ErrSinkPanic) {
-			g.log.Debug("session ended: sink failed", "session", s.id, "user", s.user.id, "error", err)
-		}
-	} else {
-		for lane, n := range b.counts {
-			if n > 0 {
-				p.shard.taken[lane].Add(uint64(n))
-			}
-		}
-		p.shard.batches.Add(1)
-		if !s.touched.Load() {
-			s.heard.Store(now())
-		}
-	}
-	p.rest(s)
-}
-
-// rest ends the turn of s: closed if it has ended, else idle, or due again.
-func (p *pusher) rest(s *Session) {
+// failed says that Push has not taken its batch.
+func (s *Session) failed() {
 	s.mu.Lock()
-	s.pushing = 0
-	if s.abandoned > 0 { // it has come back after all
-		p.g.abandoned.Add(-int64(s.abandoned))
-		s.abandoned = 0
+	defer s.mu.Unlock()
+	s.resume.pushed(false)
+}
+
+// finish moves a running session to idle, or to queued if more is due. If the
+// session has ended it stays running, and finish returns the reason: then its
+// sink is to be closed.
+func (s *Session) finish() (reason error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.resume.pushed(true)
+	if s.err != nil {
+		return s.err
 	}
+	s.state = sessionIdle
+	held := s.hold != nil && s.hold.lanes != 0
+	if s.out.total == 0 && !s.announce && !held && (s.resume == nil || !s.resume.replaying) {
+		return nil
+	}
+	at := now()
+	if held {
+		s.hold.busy += time.Duration(max(at-max(s.since, s.hold.from), 0))
+	}
+	if s.isDue(at) {
+		s.enqueue(at)
+	}
+	return nil
+}
+
+// end ends a session that lives, and reports whether it did: it is off the roster
+// then, no Push begins, and what waited is dropped. orphaned says that there is
+// no pusher that would close the sink: the caller must. It is counted for the
+// reason that it counts as.
+func (s *Session) end(reason, as error) (ended, orphaned bool) {
+	s.mu.Lock()
 	if s.err != nil {
 		s.mu.Unlock()
-		if p.g.life.closing() {
-			p.g.rouse() // what was lost with it may have been the last it waits for
-		}
-		p.closeSink(s)
-		return
-	}
-	s.running = false
-	if (s.out.total > 0 || s.resume != nil && s.resume.replaying) && s.isDue(now()) {
-		p.g.enqueue(s)
-	}
-	s.mu.Unlock()
-	if p.g.life.closing() {
-		p.g.rouse() // it waits for the last one
-	}
-}
-
-// closeSink closes the sink of an ended session, once, whatever it does.
-func (p *pusher) closeSink(s *Session) {
-	if p.shard != nil { // a pusher, not an orphan's goroutine
-		p.g.observe(s)
-	}
-	returned := false
-	defer func() {
-		if !returned {
-			what := recover()
-			p.wreck("Close", s, what)
-			if what == nil && p.shard != nil {
-				p.buf = make([]*Message, len(p.buf))
-				go p.run(s) // as startPusher's
-			}
-		}
-		s.mu.Lock()
-		s.finished = true
-		if s.done != nil {
-			close(s.done)
-		}
-		s.mu.Unlock()
-	}()
-	s.sink.Close(s.Err())
-	returned = true
-}
-
-// A dueQueue holds the sessions that are due, and the count of the pushers that
-// take them. Its lock is held for some ten nanoseconds.
-type dueQueue struct {
-	mu      sync.Mutex
-	cond    sync.Cond // of mu: a pusher is needed
-	urgent  dueList   // guarded by mu: with a P0
-	others  dueList   // guarded by mu: in the order in which they came due, and those to be closed
-	limbo   dueList   // guarded by mu: ended while in user code, oldest first
-	pool    int       // guarded by mu: pushers, without those left behind
-	idle    int       // guarded by mu: of those, how many sleep
-	started int       // guarded by mu: ever
-	returns uint64    // guarded by mu: how often one came for more
-	opened  bool      // guarded by mu: Run has begun
-	closed  bool      // guarded by mu: pushers go when nothing is due
-	watched bool      // guarded by mu: the reader knows that something waits
-}
-
-// dueLink is a session's place in one of the lists.
-type dueLink struct {
-	next, prev *Session
-	in         *dueList
-	at         int64 // limbo: when the session ended
-	hung       bool  // its pusher has been left behind
-}
-
-type dueList struct {
-	first, last *Session
-	n           int
-}
-
-func (l *dueList) pushBack(s *Session) {
-	s.due.in, s.due.prev, s.due.next = l, l.last, nil
-	if l.last != nil {
-		l.last.due.next = s
-	} else {
-		l.first = s
-	}
-	l.last = s
-	l.n++
-}
-
-func (l *dueList) remove(s *Session) {
-	if s.due.prev != nil {
-		s.due.prev.due.next = s.due.next
-	} else {
-		l.first = s.due.next
-	}
-	if s.due.next != nil {
-		s.due.next.due.prev = s.due.prev
-	} else {
-		l.last = s.due.prev
-	}
-	s.due.in, s.due.next, s.due.prev = nil, nil, nil
-	l.n--
-}
-
-func (q *dueQueue) init() { q.cond.L = &q.mu }
-
-// open says that n pushers are about to be started.
-func (q *dueQueue) open(n int) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.opened = true
-	q.pool = n
-	q.cond.Broadcast()
-}
-
-// push reports whether there are pushers at all, and whether the reader should
-// be roused to watch those that are busy.
-func (q *dueQueue) push(s *Session, urgent bool) (ok, unwatched bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if !q.opened {
 		return false, false
 	}
-	if urgent {
-		q.urgent.pushBack(s)
-	} else {
-		q.others.pushBack(s)
+	s.g.roster.remove(s, as)
+	if s.resume != nil {
+		s.resume.at.seqs = s.position()
+		s.resume.replaying = false
 	}
-	if q.idle > 0 {
-		q.cond.Signal()
-		return true, false
+	counts := s.out.counts()
+	if s.state == sessionQueued {
+		s.g.pool.oweAll(counts, -1)
 	}
-	unwatched = !q.watched
-	q.watched = true
-	return true, unwatched
-}
-
-// promote moves s ahead if it is still waiting.
-func (q *dueQueue) promote(s *Session) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if s.due.in == &q.others {
-		q.others.remove(s)
-		q.urgent.pushBack(s)
-	}
-}
-
-// next takes the next session for a pusher, which has served the last one, and
-// waits for one if need be. It returns none to a pusher that should end: one
-// that was left behind, one more than keep that has nothing to do, or any once
-// the queue is closed. rouse says that the reader should be roused.
-func (q *dueQueue) next(served *Session, keep int) (s *Session, rouse bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.returns++
-	if served != nil {
-		if served.due.in == &q.limbo {
-			q.limbo.remove(served)
+	for p, n := range counts {
+		for range n {
+			s.out.pop(Priority(p))
 		}
-		if served.due.hung {
-			return nil, true
+		s.g.lose(&s.g.droppedEnded[p], n)
+	}
+	s.err = reason
+	if s.delayed != 0 && s.g.reader.ended.add(s) {
+		rouse(s.g.wake)
+	}
+	if s.hold != nil && s.hold.lanes != 0 { // the reader must not wait for room here
+		s.hold.lanes = 0
+		rouse(s.g.wake)
+	}
+	switch s.state {
+	case sessionRunning:
+		s.g.pool.end(s, now())
+	case sessionQueued:
+		orphaned = s.g.pool.withdraw(s)
+	case sessionIdle:
+		if s.g.pool.addEnded(s, now()) {
+			s.state = sessionQueued
+		} else {
+			orphaned = true
 		}
 	}
-	for {
-		for _, l := range []*dueList{&q.urgent, &q.others} {
-			if s = l.first; s != nil {
-				l.remove(s)
-				if q.urgent.n+q.others.n > 0 && q.idle == 0 && !q.watched {
-					q.watched, rouse = true, true
-				}
-				return s, rouse
-			}
+	if orphaned {
+		s.state = sessionRunning
+	}
+	s.mu.Unlock()
+	s.cancel(reason)
+	return true, orphaned
+}
+
+// closed says that Sink.Close has returned.
+func (s *Session) closed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state = sessionClosed
+	if s.done != nil {
+		close(s.done)
+	}
+}
+
+// A hold is what a session costs others while a message for it waits at the head
+// of its lane, because the outbox has no room.
+type hold struct {
+	lanes  uint8         // a bit for each lane that is held
+	from   int64         // since when the sink's own time has not been charged
+	busy   time.Duration // the sink's own time since from, in Pushes that have returned
+	second int64         // when the second began in which spent counts
+	spent  time.Duration // of the sink's own time, while others wanted to pass
+}
+
+// holdBudget is how much of its sink's own time a session may hold up a lane in
+// any second in which others' messages come through it.
+const holdBudget = 50 * time.Millisecond
+
+// startHold says that a message for the session waits at the head of lane p. Only
+// the reader calls it.
+func (s *Session) startHold(p Priority, clock int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.hold == nil {
+		s.hold = &hold{second: clock}
+	}
+	if s.hold.lanes == 0 {
+		s.hold.from, s.hold.busy = clock, 0
+	}
+	s.hold.lanes |= 1 << p
+}
+
+// hasRoom reports whether what is held may come in: one message at a time would
+// wake the reader for each. mu is held.
+func (s *Session) hasRoom() bool {
+	return s.out.lower() <= (outboxFactor-1)*int64(s.g.cfg.OutboxMessages) ||
+		s.g.cfg.SlowPolicy == SlowDropOldest && s.state == sessionRunning
+}
+
+// held looks after the hold of lane p. It reports whether that is over, because
+// there is room or the session has ended, or for how long others may still be
+// held up. contested says that others' messages come through the lane; slow, that
+// the session has held them up for too long. Only the reader calls it.
+func (s *Session) held(p Priority, clock int64, contested bool) (over, slow bool, left time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.hold
+	if s.err != nil {
+		return true, false, 0
+	}
+	own := h.busy
+	if s.state == sessionRunning {
+		own += time.Duration(max(clock-max(s.since, h.from), 0))
+	}
+	h.from, h.busy = clock, 0
+	if clock-h.second >= int64(time.Second) {
+		h.second, h.spent = clock, 0
+	}
+	left = math.MaxInt64
+	if contested && s.g.cfg.SlowPolicy == SlowClose {
+		h.spent += own
+		if h.spent > holdBudget {
+			return false, true, 0
 		}
-		if q.closed || q.idle >= keep {
-			q.pool--
-			return nil, q.closed
+		if s.state == sessionRunning {
+			left = holdBudget - h.spent + 1
 		}
-		q.idle++
-		q.cond.Wait()
-		q.idle--
 	}
-}
-
-// watch puts a session that ended while user code runs under observation, and
-// reports whether it is the only one there.
-func (q *dueQueue) watch(s *Session) (only bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if s.due.in == nil && !s.due.hung {
-		s.due.at = now()
-		q.limbo.pushBack(s)
-		return q.limbo.n == 1
+	if s.hasRoom() {
+		h.lanes &^= 1 << p
+		return true, false, 0
 	}
-	return false
-}
-
-// abandon gives up the pushers of sessions that ended at or before then and
-// returns the sessions.
-func (q *dueQueue) abandon(then int64) (left []*Session) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for s := q.limbo.first; s != nil && s.due.at <= then; s = q.limbo.first {
-		q.limbo.remove(s)
-		s.due.hung = true
-		q.pool--
-		left = append(left, s)
+	if s.isSlow(clock) {
+		return false, true, 0
 	}
-	return left
-}
-
-// abandonAt is when abandon should be called next.
-func (q *dueQueue) abandonAt(after int64) int64 {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.limbo.first == nil {
-		return math.MaxInt64
+	if s.state == sessionRunning {
+		left = min(left, time.Duration(addTime(s.since-clock, s.g.cfg.SlowAfter)))
 	}
-	return q.limbo.first.due.at + after
+	return false, false, left
 }
 
-// waiting returns how many sessions wait while no pusher is idle, whether one
-// of them has a P0, and how often a pusher has come back so far. The reader
-// calls it and is then taken to watch.
-func (q *dueQueue) waiting() (n int, urgent bool, returns uint64) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	n = q.urgent.n + q.others.n
-	if q.idle > 0 {
-		n = 0
-	}
-	q.watched = n > 0
-	return n, q.urgent.n > 0, q.returns
+// slow is isSlow for the sweep.
+func (s *Session) slow(clock int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err == nil && s.isSlow(clock)
 }
 
-// grow counts up to n pushers more, and returns how many.
-func (q *dueQueue) grow(n int) int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	n = max(n, 0)
-	if q.pool == 0 { // all were left behind
-		n = max(n, 1)
-	}
-	q.pool += n
-	return n
-}
-
-// size returns how many pushers there are.
-func (q *dueQueue) size() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.pool
-}
-
-// ticket numbers the pushers.
-func (q *dueQueue) ticket() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.started++
-	return q.started
-}
-
-// exhausted reports whether there are as many pushers as may be.
-func (q *dueQueue) exhausted(most int) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.pool >= most && q.idle == 0
-}
-
-// empty reports whether nothing is due.
-func (q *dueQueue) empty() bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.urgent.n+q.others.n == 0
-}
-
-// close lets the pushers go once nothing is due, and reports whether some are
-// still there.
-func (q *dueQueue) close() bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.closed = true
-	q.cond.Broadcast()
-	return q.pool > 0 || q.urgent.n+q.others.n > 0
+// runs reports whether the sink of a living session is being called, and since
+// when.
+func (s *Session) runs() (since int64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.since, s.err == nil && s.state == sessionRunning
 }

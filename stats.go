@@ -53,7 +53,7 @@ func (s *ReceiverStats) add(r *receiver) {
 // GatewayStats is a snapshot of a Gateway's counters, which count from New on.
 // At rest these hold in each lane:
 //
-//	Handed to this gateway = ΣReceived + ΣDiscarded + what its inbox holds
+//	Handed to this gateway = ΣReceived + ΣInvalid + ΣDiscarded + what its inbox holds
 //	Enqueued + Replayed    = Taken + DroppedSlow + DroppedEnded + Pending
 type GatewayStats struct {
 	ID       string
@@ -72,6 +72,7 @@ type GatewayLane struct {
 	Received  uint64 // taken from the inbox
 	NoSession uint64 // of those: nobody was there to get it, nor history to keep it
 	Discarded uint64 // left in the inbox when the Gateway stopped
+	Invalid   uint64 // fed to the inbox by hand, and refused: not valid, or in another's lane
 
 	Filtered     uint64 // the session's filter did not admit it
 	Enqueued     uint64 // put into an outbox

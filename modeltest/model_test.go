@@ -6,7 +6,9 @@ package modeltest
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -19,6 +21,17 @@ import (
 
 	. "github.com/qaexchange/notification"
 )
+
+// TestMain gives rapid longer sequences than its own, 30 calls, in which there are
+// hardly ever many sessions with something waiting. Its flags still count.
+func TestMain(m *testing.M) {
+	for name, value := range map[string]string{"rapid.checks": "150", "rapid.steps": "150"} {
+		if err := flag.Set(name, value); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(m.Run())
+}
 
 // check runs f in a bubble, where time is virtual, as one check of rapid. Rapid
 // ends a check by a panic, which must not end the bubble: it comes back to the
@@ -59,14 +72,19 @@ func conserved(t require.TestingT, b *Broker, g *Gateway, calls uint64) {
 	}
 	got := uint64(0)
 	for p, l := range gs.Lanes {
-		require.Equal(t, l.Enqueued+l.Replayed, l.Taken+l.DroppedSlow+l.DroppedEnded+uint64(l.Pending), "P%d: Enqueued + Replayed = Taken + DroppedSlow + DroppedEnded + Pending", p)
-		got += l.Received + l.Discarded + uint64(len(g.Inbox()[p]))
+		balanced(t, p, l)
+		got += l.Received + l.Invalid + l.Discarded + uint64(len(g.Inbox()[p]))
 	}
 	if got > 0 && handed == 0 { // it has left
 		require.LessOrEqual(t, got, bs.Departed.Handed)
 	} else {
-		require.Equal(t, handed, got, "Handed = Received + Discarded + what the inbox holds")
+		require.Equal(t, handed, got, "Handed = Received + Invalid + Discarded + what the inbox holds")
 	}
+}
+
+// balanced is the part of conserved that a Gateway answers for alone.
+func balanced(t require.TestingT, p int, l GatewayLane) {
+	require.Equal(t, l.Enqueued+l.Replayed, l.Taken+l.DroppedSlow+l.DroppedEnded+uint64(l.Pending), "P%d: Enqueued + Replayed = Taken + DroppedSlow + DroppedEnded + Pending", p)
 }
 
 // A sink keeps what it gets and can be stalled.
@@ -126,11 +144,12 @@ func (s *sink) unstall() {
 	}
 }
 
-// What the model is configured with. A batch holds all that may wait, so that
-// what is left over needs no model; and no deadline ever falls together with a
+// What the model is configured with. No deadline ever falls together with a
 // sweep: the sweeps are on the millisecond, everything else is off it.
 const (
-	bound      = 6
+	bound      = 6         // BatchSize and OutboxMessages
+	most       = 8 * bound // of P1 to P3 that may wait for a session, and of P0
+	slowAfter  = 20 * time.Millisecond
 	dedupSize  = 5
 	perUser    = 2
 	inAll      = 5
@@ -152,8 +171,9 @@ type session struct {
 	heard    time.Time
 	stalled  bool
 	running  bool
-	push     []string // what the running Push holds, with lanes
-	pushed   [NumPriorities]int
+	since    time.Time               // when the running Push began
+	push     [NumPriorities][]string // what it holds
+	turn     int                     // of ten, in batches that do not hold all
 	waiting  [NumPriorities][]string
 	deadline [NumPriorities]time.Time
 	got      []string
@@ -168,6 +188,32 @@ func (s *session) total() (n int) {
 		n += len(lane)
 	}
 	return n
+}
+
+// take takes the next batch: all that waits, if that fits; otherwise of every ten
+// slots one is P1's, one P2's and one P3's, if they have something, and the
+// others go to the highest lane that has.
+func (s *session) take() {
+	all := s.total() <= bound
+	for slots := bound; slots > 0 && s.total() > 0; slots-- {
+		p := P0
+		if !all {
+			if own := Priority(max(s.turn-6, 0)); len(s.waiting[own]) > 0 {
+				p = own
+			}
+			s.turn = (s.turn + 1) % 10
+		}
+		for len(s.waiting[p]) == 0 {
+			p++
+		}
+		s.push[p] = append(s.push[p], s.waiting[p][0])
+		s.waiting[p] = s.waiting[p][1:]
+	}
+}
+
+// slow reports whether the sink is at fault.
+func (s *session) slow(now time.Time) bool {
+	return s.running && s.total() > bound && now.Sub(s.since) >= slowAfter
 }
 
 func (s *session) due(now time.Time) bool {
@@ -236,11 +282,12 @@ func (w *world) offer(s *session, id string, p Priority, c Channel) {
 	}
 	s.waiting[p] = append(s.waiting[p], id)
 	w.fire(s, time.Now())
-	if s.running && s.total() > bound {
-		if w.policy == SlowClose {
+	switch {
+	case w.policy == SlowClose:
+		if s.slow(time.Now()) || len(s.waiting[P0]) > most {
 			w.end(s, ErrSlowConsumer, &w.ends.Slow)
-			return
 		}
+	case s.running && s.total() > bound:
 		low := P3
 		for len(s.waiting[low]) == 0 {
 			low--
@@ -256,12 +303,8 @@ func (w *world) fire(s *session, now time.Time) {
 	if s.running || !s.due(now) {
 		return
 	}
-	s.running = true
-	for p := range s.waiting {
-		s.push = append(s.push, s.waiting[p]...)
-		s.pushed[p] = len(s.waiting[p])
-		s.waiting[p] = nil
-	}
+	s.running, s.since = true, now
+	s.take()
 	if !s.stalled {
 		w.finish(s, now)
 	}
@@ -269,12 +312,12 @@ func (w *world) fire(s *session, now time.Time) {
 
 // finish is the return of a Push.
 func (w *world) finish(s *session, now time.Time) {
-	s.got = append(s.got, s.push...)
-	for p, n := range s.pushed {
-		w.lanes[p].Taken += uint64(n)
+	for p, ids := range s.push {
+		s.got = append(s.got, ids...)
+		w.lanes[p].Taken += uint64(len(ids))
 	}
 	w.batches++
-	s.running, s.push, s.pushed = false, nil, [NumPriorities]int{}
+	s.running, s.push = false, [NumPriorities][]string{}
 	if !s.touched {
 		s.heard = now
 	}
@@ -285,10 +328,10 @@ func (w *world) end(s *session, reason error, counter *uint64) {
 	*counter++
 	s.err = reason
 	for p := range s.waiting {
-		w.lanes[p].DroppedEnded += uint64(len(s.waiting[p]) + s.pushed[p])
+		w.lanes[p].DroppedEnded += uint64(len(s.waiting[p]) + len(s.push[p]))
 		s.waiting[p] = nil
 	}
-	s.push, s.pushed = nil, [NumPriorities]int{}
+	s.push = [NumPriorities][]string{}
 	w.sessions = slices.DeleteFunc(w.sessions, func(x *session) bool { return x == s })
 	w.ended = append(w.ended, s)
 }
@@ -315,12 +358,33 @@ func (w *world) pass(d time.Duration) {
 		for _, s := range slices.Clone(w.sessions) {
 			if !s.never && next.Sub(s.heard) >= timeout {
 				w.end(s, ErrSessionExpired, &w.ends.Expired)
+			} else if w.policy == SlowClose && s.slow(next) {
+				w.end(s, ErrSlowConsumer, &w.ends.Slow)
 			}
 		}
 		w.sweepAt = next.Add(sweepEvery)
 	}
 	time.Sleep(d)
 	synctest.Wait()
+}
+
+// room reports whether a message for a user finds room in every outbox: what
+// happens without is for TestConservation.
+func (w *world) room(user string) bool {
+	for _, s := range w.sessions {
+		if (s.user == user || user == AllUsers) && s.total()-len(s.waiting[P0]) >= most {
+			return false
+		}
+	}
+	return true
+}
+
+// some publishes up to n messages to a user, while there is room.
+func (w *world) some(rt *rapid.T, user string, n int) {
+	for ; n > 0 && w.room(user); n-- {
+		w.serial++
+		w.publish(rt, &Notification{ID: strconv.Itoa(w.serial), UserID: user, Priority: genLane.Draw(rt, "lane"), Payload: AccountUpdate{}}, ChannelAccount)
+	}
 }
 
 // publish publishes and says what should come of it.
@@ -477,7 +541,7 @@ func TestModel(t *testing.T) {
 		w.b, err = NewBroker(BrokerConfig{DedupSize: dedupSize})
 		require.NoError(rt, err)
 		w.g, err = NewGateway("g", GatewayConfig{
-			BatchSize: bound, OutboxMessages: bound, MaxDelay: delays, SlowPolicy: w.policy,
+			BatchSize: bound, OutboxMessages: bound, MaxDelay: delays, SlowPolicy: w.policy, SlowAfter: slowAfter,
 			SessionTimeout: timeout, SweepInterval: sweepEvery, MaxSessions: inAll, MaxSessionsPerUser: perUser,
 			Pushers: inAll, // a stalled one keeps nobody waiting for a stand-in
 		})
@@ -508,22 +572,37 @@ func TestModel(t *testing.T) {
 		rt.Repeat(map[string]func(*rapid.T){
 			"": w.agree,
 			"publish": func(rt *rapid.T) {
-				c := genChannel.Draw(rt, "channel")
+				c, user := genChannel.Draw(rt, "channel"), genUser.Draw(rt, "user")
+				if !w.room(user) {
+					rt.Skip("no room")
+				}
 				w.serial++
-				w.publish(rt, &Notification{ID: strconv.Itoa(w.serial), UserID: genUser.Draw(rt, "user"), Priority: genLane.Draw(rt, "lane"), Payload: payloads[c]}, c)
+				w.publish(rt, &Notification{ID: strconv.Itoa(w.serial), UserID: user, Priority: genLane.Draw(rt, "lane"), Payload: payloads[c]}, c)
 			},
 			"publish some": func(rt *rapid.T) {
-				user := genUser.Draw(rt, "user")
-				for range rapid.IntRange(2, 10).Draw(rt, "n") {
-					w.serial++
-					w.publish(rt, &Notification{ID: strconv.Itoa(w.serial), UserID: user, Priority: genLane.Draw(rt, "lane"), Payload: AccountUpdate{}}, ChannelAccount)
+				w.some(rt, genUser.Draw(rt, "user"), rapid.IntRange(2, 10).Draw(rt, "n"))
+			},
+			"publish some behind a Push that does not return": func(rt *rapid.T) {
+				s := one(rt)
+				s.sink.stall()
+				s.stalled = true
+				w.some(rt, s.user, rapid.IntRange(bound, 3*bound).Draw(rt, "n"))
+				if rapid.Bool().Draw(rt, "for long") {
+					w.pass(slowAfter)
+					w.some(rt, s.user, 2)
 				}
 			},
 			"publish again": func(rt *rapid.T) {
-				id := strconv.Itoa(max(w.serial-rapid.IntRange(0, 8).Draw(rt, "back"), 1))
-				w.publish(rt, &Notification{ID: id, UserID: genUser.Draw(rt, "user"), Priority: genLane.Draw(rt, "lane"), Payload: AccountUpdate{}}, ChannelAccount)
+				id, user := strconv.Itoa(max(w.serial-rapid.IntRange(0, 8).Draw(rt, "back"), 1)), genUser.Draw(rt, "user")
+				if !w.room(user) {
+					rt.Skip("no room")
+				}
+				w.publish(rt, &Notification{ID: id, UserID: user, Priority: genLane.Draw(rt, "lane"), Payload: AccountUpdate{}}, ChannelAccount)
 			},
 			"publish to all": func(rt *rapid.T) {
+				if !w.room(AllUsers) {
+					rt.Skip("no room")
+				}
 				w.serial++
 				w.publish(rt, &Notification{ID: strconv.Itoa(w.serial), UserID: AllUsers, Priority: genLane.Draw(rt, "lane"), Payload: SystemNotice{}}, ChannelSystem)
 			},

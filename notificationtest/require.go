@@ -83,9 +83,9 @@ func wanted[P notification.Payload](userID string, match func(P) bool) string {
 // came out or was counted as lost; it calls t.Fatal with each equation that does
 // not hold:
 //
-//	Published             = Routed + Unrouted + Discarded + Queued              for each lane of b
-//	Handed to the gateway = ΣReceived + ΣDiscarded + what its inbox holds       for each gateway
-//	Enqueued + Replayed   = Taken + DroppedSlow + DroppedEnded + Pending        for each lane of each gateway
+//	Published             = Routed + Unrouted + Discarded + Queued                    for each lane of b
+//	Handed to the gateway = ΣReceived + ΣInvalid + ΣDiscarded + what its inbox holds  for each gateway
+//	Enqueued + Replayed   = Taken + DroppedSlow + DroppedEnded + Pending              for each lane of each gateway
 //
 // They hold at rest: after Shutdown, or in a bubble of testing/synctest after its
 // Wait. What was handed to a Gateway that has left b is known only as part of
@@ -140,20 +140,21 @@ func imbalances(broker bool, b notification.BrokerStats, gateways []account) (br
 	}
 	var earlier uint64 // handed to gateways before they left, perhaps to come back
 	for _, g := range gateways {
-		var received, discarded uint64
+		var received, invalid, discarded uint64
 		for p, l := range g.Lanes {
 			if l.Enqueued+l.Replayed != l.Taken+l.DroppedSlow+l.DroppedEnded+uint64(l.Pending) {
 				add("Gateway %q, P%d: Enqueued %d + Replayed %d is not Taken %d + DroppedSlow %d + DroppedEnded %d + Pending %d",
 					g.ID, p, l.Enqueued, l.Replayed, l.Taken, l.DroppedSlow, l.DroppedEnded, l.Pending)
 			}
 			received += l.Received
+			invalid += l.Invalid
 			discarded += l.Discarded
 		}
-		got, listed := received+discarded+uint64(g.inbox), handed[g.ID]
+		got, listed := received+invalid+discarded+uint64(g.inbox), handed[g.ID]
 		switch {
 		case !broker:
 		case got < listed, got > listed && b.Departed.Handed == 0:
-			add("Gateway %q: Handed %d is not Received %d + Discarded %d + %d in its inbox", g.ID, listed, received, discarded, g.inbox)
+			add("Gateway %q: Handed %d is not Received %d + Invalid %d + Discarded %d + %d in its inbox", g.ID, listed, received, invalid, discarded, g.inbox)
 		default:
 			earlier += got - listed
 		}

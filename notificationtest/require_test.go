@@ -198,7 +198,7 @@ func TestRequireConserved(t *testing.T) {
 			g.Inbox()[notification.P0] <- messages(notification.P0)[0]
 			RequireConserved(t, nil, g)
 			RequireConserved(t, b, g)
-		}, `Gateway "g": Handed 0 is not Received 0 + Discarded 0 + 1 in its inbox`)
+		}, `Gateway "g": Handed 0 is not Received 0 + Invalid 0 + Discarded 0 + 1 in its inbox`)
 	})
 
 	// A library that counts wrong is not at hand, but its Stats are.
@@ -219,6 +219,7 @@ func TestRequireConserved(t *testing.T) {
 		{"Queued", "Broker, P1", func(b *notification.BrokerLane, _ *notification.GatewayLane) { b.Queued++ }},
 		{"Received", `Gateway "g": Handed 3`, func(_ *notification.BrokerLane, g *notification.GatewayLane) { g.Received++ }},
 		{"Received, one too few,", `Gateway "g": Handed 3`, func(_ *notification.BrokerLane, g *notification.GatewayLane) { g.Received-- }},
+		{"Invalid of a Gateway", `Gateway "g": Handed 3`, func(_ *notification.BrokerLane, g *notification.GatewayLane) { g.Invalid++ }},
 		{"Discarded of a Gateway", `Gateway "g": Handed 3`, func(_ *notification.BrokerLane, g *notification.GatewayLane) { g.Discarded++ }},
 		{"Enqueued", "Enqueued 12 + Replayed 4 is not Taken 1 + DroppedSlow 2 + DroppedEnded 5 + Pending 7", func(_ *notification.BrokerLane, g *notification.GatewayLane) { g.Enqueued++ }},
 		{"Replayed", `Gateway "g", P2`, func(_ *notification.BrokerLane, g *notification.GatewayLane) { g.Replayed++ }},

@@ -1,0 +1,616 @@
+package notification
+
+import (
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// clockEvery is after how many messages the reader looks at the clock: a
+	// delay may begin by the time of so many messages too early.
+	clockEvery = 16
+
+	// timersEvery is how long what depends on time may wait for a reader that is
+	// busy with messages.
+	timersEvery = 250 * time.Microsecond
+
+	// contestedFor is how long a lane counts as contested after a message for
+	// somebody else came through it.
+	contestedFor = time.Second
+)
+
+// A reader takes messages from the inbox to the outboxes of the sessions. It is
+// one goroutine, that of Gateway.Run, and does all that depends on time as well:
+// the delays, the growth of the pool, the sweep. It sleeps on the inbox, one
+// timer and a wake channel.
+//
+// A lane that cannot go on stands still by itself, for one of three reasons: its
+// debt is over the limit (it is throttled), sessions whose delay has ended have
+// yet to be let in (it is late), or a message waits at its head for room in an
+// outbox (a hold).
+type reader struct {
+	g *Gateway // immutable
+
+	// mu guards what a Broker hands over that the Gateway leaves: it comes behind
+	// what the inbox holds.
+	mu        sync.Mutex
+	handed    [NumPriorities][]*Message // guarded by mu
+	settled   bool                      // guarded by mu: it is discarded
+	hasHanded atomic.Bool               // handed may hold something
+
+	ended endedSessions // that are in a delay list
+
+	// written by the reader alone, atomic
+	received, noSession, invalid, filtered, enqueued [NumPriorities]tally
+	discarded                                        [NumPriorities]atomic.Uint64
+
+	// owned by the reader
+	lanes    [NumPriorities]readLane
+	clock    int64 // now, a little old
+	clockAge int   // messages since clock was read
+	yield    yielder
+	timersAt int64 // when the timers had their last turn
+	askAt    int64 // when to ask the pool again
+	timer    *time.Timer
+	sweepAt  int64
+	sweep    walk
+	sweeping bool // a walk is under way
+	draining bool
+}
+
+// A readLane is what the reader knows of one.
+type readLane struct {
+	// The message that is being offered to sessions; nil: none. The lane waits
+	// for it, so that the order is kept; others go on.
+	m       *Message
+	seq     uint64              // in the history
+	rest    []*Session          // who is next
+	buf     [sliceSize]*Session // of rest
+	walk    walk                // to those after rest
+	walking bool                // there are perhaps some
+	shared  bool                // several sessions get it
+	hold    *Session            // rest[0], which has no room
+	holdAt  int64               // when to look at the hold again
+
+	delays delayList
+
+	// Whether others' messages come through: whose was the last, when, and when
+	// was the last of somebody else.
+	user        *user // nil: AllUsers
+	at, otherAt int64
+}
+
+func newReader(g *Gateway) *reader {
+	r := &reader{g: g}
+	for p := range r.lanes {
+		r.lanes[p].delays.lane = Priority(p)
+	}
+	return r
+}
+
+// run reads until the drain is over, or until it is stopped.
+func (r *reader) run() {
+	r.timer = time.NewTimer(time.Hour)
+	r.clock = now()
+	r.sweepAt = addTime(r.clock, r.g.cfg.SweepInterval)
+	for p := range r.lanes {
+		l := &r.lanes[p]
+		l.at = r.clock - int64(contestedFor)
+		l.otherAt = l.at
+	}
+	for !r.g.life.stopped() {
+		r.clock, r.clockAge = now(), 0
+		if !r.draining && r.g.life.closing() {
+			r.draining = true
+			r.g.leave()
+			r.g.pool.drain()
+		}
+		r.timers()
+		if r.round() {
+			continue
+		}
+		if r.draining && r.drained() {
+			return
+		}
+		r.sleep()
+	}
+}
+
+// drained reports whether everything was taken that will ever come.
+func (r *reader) drained() bool {
+	for p := range r.lanes {
+		if r.lanes[p].m != nil || r.lanes[p].delays.first != nil || len(r.g.inbox[p]) > 0 {
+			return false
+		}
+	}
+	return !r.hasHanded.Load() && r.g.pool.quiet()
+}
+
+// round gives each lane its turn and reports whether there was anything to do.
+func (r *reader) round() bool {
+	moved := r.urgent() > 0
+	for p := P1; p <= P3; p++ {
+		for range sliceSize {
+			if r.g.life.stopped() || !r.take(p) {
+				break
+			}
+			moved = true
+			// A slice of a message to many is a turn, and so is one message beside a
+			// flood of P0.
+			if r.urgent() > sliceSize || r.lanes[p].m != nil {
+				break
+			}
+		}
+	}
+	return moved
+}
+
+// urgent takes what has arrived in P0, but not what arrives meanwhile: others
+// must have their turn. It returns how much that was.
+func (r *reader) urgent() (n int) {
+	for most := len(r.g.inbox[P0]) + 1; n < most && !r.g.life.stopped() && r.take(P0); n++ {
+	}
+	return n
+}
+
+// take lets sessions in whose delay has ended, or works off the next message of a
+// lane, or the next slice of one. It reports false if there is nothing to do, or
+// if the lane stands still.
+func (r *reader) take(p Priority) bool {
+	l := &r.lanes[p]
+	switch {
+	case r.g.pool.throttle(p):
+		return false
+	case r.late(p):
+		r.expire(p)
+		return true
+	case l.hold != nil && !r.release(p):
+		return false
+	case l.m != nil:
+		r.work(p)
+		return true
+	}
+	select {
+	case m := <-r.g.inbox[p]:
+		r.accept(p, m)
+	default:
+		m := r.takeHanded(p)
+		if m == nil {
+			return false
+		}
+		r.accept(p, m)
+	}
+	return true
+}
+
+// late reports whether sessions wait to be let in whose delay in this lane has
+// ended. They go first.
+func (r *reader) late(p Priority) bool {
+	s := r.lanes[p].delays.first
+	return s != nil && (r.draining || s.deadline[p] <= r.clock)
+}
+
+// tick is due after n messages × sessions.
+func (r *reader) tick(n int) {
+	if r.clockAge += n; r.clockAge >= clockEvery {
+		r.clock, r.clockAge = now(), 0
+		if r.clock-r.timersAt >= int64(timersEvery) {
+			r.timers()
+		}
+	}
+	r.yield.after(n)
+}
+
+// accept begins with a message off the inbox.
+func (r *reader) accept(p Priority, m *Message) {
+	if m == nil || m.invalid || m.priority != p {
+		r.invalid[p].inc()
+		r.tick(1)
+		return
+	}
+	r.received[p].inc()
+	l := &r.lanes[p]
+	l.m, l.seq = m, 0
+	if m.n.UserID == AllUsers {
+		r.acceptForAll(p, m)
+	} else {
+		r.acceptForUser(p, m)
+	}
+	if l.m == nil {
+		r.tick(1)
+		return
+	}
+	r.work(p)
+}
+
+func (r *reader) acceptForAll(p Priority, m *Message) {
+	l := &r.lanes[p]
+	l.came(nil, r.clock)
+	if r.g.history != nil {
+		l.seq, _ = r.g.history.append(r.g.history.all, m)
+	} else if r.g.roster.empty() {
+		r.noSession[p].inc()
+	}
+	r.g.roster.beginAnywhere(&l.walk)
+	l.walking = true
+}
+
+func (r *reader) acceptForUser(p Priority, m *Message) {
+	l := &r.lanes[p]
+	u, ok := r.g.roster.users.Load(m.n.UserID)
+	if !ok {
+		r.noSession[p].inc()
+		l.m = nil
+		return
+	}
+	l.came(u, r.clock)
+	if u.history != nil {
+		var over bool
+		if l.seq, over = r.g.history.append(u.history, m); over && !r.g.roster.evictOffline() {
+			u.history.evictOldest(p)
+		}
+	}
+	if l.rest, ok = u.few(l.buf[:]); !ok {
+		r.g.roster.beginOfUser(&l.walk, u)
+		l.walking = true
+	} else if len(l.rest) == 0 {
+		r.g.roster.keptOffline(u)
+	}
+	l.shared = l.walking || len(l.rest) > 1
+}
+
+// came notes that a message for a user came through the lane.
+func (l *readLane) came(u *user, at int64) {
+	if u != l.user {
+		l.user, l.otherAt = u, l.at
+	}
+	l.at = at
+}
+
+// contested reports whether somebody else wants to pass: the message at the head
+// is for other sessions as well, which must then wait for the next one, or others'
+// came through within the last second.
+func (l *readLane) contested(clock int64) bool {
+	return l.user == nil || l.shared || clock-l.otherAt < int64(contestedFor)
+}
+
+// work offers the message at the head of a lane to the next slice of sessions.
+func (r *reader) work(p Priority) {
+	l := &r.lanes[p]
+	if len(l.rest) == 0 && l.walking {
+		l.rest = r.g.roster.step(&l.walk, l.buf[:])
+		l.walking = len(l.rest) == sliceSize
+	}
+	n := 1
+	for ; len(l.rest) > 0; n++ {
+		if !r.offer(p, l.rest[0]) {
+			l.hold, l.holdAt = l.rest[0], r.clock
+			l.hold.startHold(p, r.clock)
+			r.tick(n)
+			return
+		}
+		l.rest[0] = nil // keep nobody alive
+		l.rest = l.rest[1:]
+	}
+	if !l.walking {
+		l.m, l.rest = nil, nil
+	}
+	r.tick(n)
+}
+
+// offer offers the message at the head of a lane to s. It reports false if s has
+// no room for it.
+func (r *reader) offer(p Priority, s *Session) bool {
+	l := &r.lanes[p]
+	switch s.offer(l.m, l.seq, r.clock) {
+	case offerFiltered:
+		r.filtered[p].inc()
+	case offerTaken:
+		r.enqueued[p].inc()
+	case offerFirst:
+		r.enqueued[p].inc()
+		if r.g.cfg.MaxDelay[p] > 0 {
+			l.delays.moveBack(s)
+		}
+	case offerSlow:
+		r.enqueued[p].inc()
+		r.endSlow(s)
+	case offerNoRoom:
+		return false
+	}
+	return true
+}
+
+func (r *reader) endSlow(s *Session) {
+	if r.g.end(s, ErrSlowConsumer) {
+		r.g.log.Debug("session ended: slow consumer", "session", s.id, "user", s.user.id)
+	}
+}
+
+// contested reports whether somebody else wants to pass in a lane that s holds
+// up. What that costs is charged once for all of its lanes.
+func (r *reader) contested(s *Session) bool {
+	for p := range r.lanes {
+		if l := &r.lanes[p]; l.hold == s && l.contested(r.clock) {
+			return true
+		}
+	}
+	return false
+}
+
+// release reports whether the hold of a lane is over.
+func (r *reader) release(p Priority) bool {
+	l := &r.lanes[p]
+	over, slow, left := l.hold.held(p, r.clock, r.contested(l.hold))
+	if slow {
+		r.endSlow(l.hold)
+	}
+	if !over && !slow {
+		l.holdAt = addTime(r.clock, left)
+		return false
+	}
+	l.hold = nil
+	return true
+}
+
+// expire makes sessions due whose oldest message in a lane has waited MaxDelay:
+// no more than the pushers take.
+func (r *reader) expire(p Priority) {
+	l := &r.lanes[p].delays
+	for n := 0; n < sliceSize && r.late(p) && !r.g.pool.throttle(p); n++ {
+		s := l.first
+		l.remove(s)
+		s.expire(p, r.clock)
+	}
+}
+
+// unlistEnded takes sessions that have ended off the delay lists, a slice at a
+// call.
+func (r *reader) unlistEnded() {
+	var buf [sliceSize]*Session
+	for _, s := range r.ended.take(buf[:]) {
+		for p := range r.lanes {
+			if l := &r.lanes[p].delays; l.has(s) {
+				l.remove(s)
+			}
+		}
+	}
+}
+
+// timers does what else depends on time, a slice of each at a call.
+func (r *reader) timers() {
+	r.timersAt = r.clock
+	r.tend(r.g.cfg.MaxPushers)
+	r.unlistEnded()
+	if r.draining {
+		return
+	}
+	if r.clock >= r.g.roster.forgets.Load() {
+		r.g.roster.forgetExpired(r.clock)
+	}
+	if r.clock >= r.sweepAt {
+		r.sweepSlice()
+	}
+}
+
+// tend looks after the pool: it starts pushers, abandons those whose call does
+// not return, and with all of most in a call ends the session whose Push has
+// lasted the longest, if that is SlowAfter.
+func (r *reader) tend(most int) {
+	d := r.g.pool.ask(r.clock, most)
+	r.askAt = d.at
+	if d.abandon {
+		for _, s := range r.g.pool.abandon(r.clock - int64(abandonAfter)) {
+			r.g.abandon(s)
+		}
+	}
+	if d.pushers > 0 {
+		r.g.startPushers(d.pushers, r.clock)
+	}
+	if s := d.longest; s != nil {
+		since, ok := s.runs()
+		switch at := addTime(since, r.g.cfg.SlowAfter); {
+		case !ok:
+			r.askAt = min(r.askAt, r.clock+int64(growAfter))
+		case at <= r.clock:
+			r.endSlow(s)
+		default:
+			r.askAt = min(r.askAt, at)
+		}
+	}
+}
+
+// sweepSlice ends the silent sessions, and those that are slow though nothing
+// more comes for them.
+func (r *reader) sweepSlice() {
+	if !r.sweeping {
+		r.g.roster.begin(&r.sweep)
+		r.sweeping = true
+	}
+	var buf [sliceSize]*Session
+	part := r.g.roster.step(&r.sweep, buf[:])
+	at := now()
+	for _, s := range part {
+		if s.timeout > 0 && at-s.heard.Load() >= int64(s.timeout) {
+			if r.g.end(s, ErrSessionExpired) {
+				r.g.log.Debug("session ended: expired", "session", s.id, "user", s.user.id)
+			}
+		} else if s.slow(at) {
+			r.endSlow(s)
+		}
+	}
+	if len(part) < sliceSize {
+		r.sweeping = false
+		if every := int64(r.g.cfg.SweepInterval); r.sweepAt <= at { // those that were missed are not made up for
+			r.sweepAt = addTime(r.sweepAt+(at-r.sweepAt)/every*every, r.g.cfg.SweepInterval)
+		}
+	}
+}
+
+// sleep waits for the next message that may be read, or the next thing to do.
+func (r *reader) sleep() {
+	next := r.askAt
+	if !r.draining {
+		next = min(next, r.sweepAt, r.g.roster.forgets.Load())
+	}
+	if r.ended.some.Load() { // more than a slice
+		next = r.clock
+	}
+	var in [NumPriorities]chan *Message
+	for p := range in {
+		l := &r.lanes[p]
+		if r.g.pool.throttle(Priority(p)) { // whoever pays the debt rouses us
+			continue
+		}
+		if s := l.delays.first; s != nil {
+			next = min(next, s.deadline[p])
+		}
+		if l.hold != nil {
+			next = min(next, l.holdAt)
+		}
+		if l.m == nil && !r.late(Priority(p)) {
+			in[p] = r.g.inbox[p]
+		}
+	}
+	r.setTimer(next)
+	p := P0
+	var m *Message
+	select {
+	case m = <-in[P0]:
+	case m = <-in[P1]:
+		p = P1
+	case m = <-in[P2]:
+		p = P2
+	case m = <-in[P3]:
+		p = P3
+	case <-r.g.wake:
+		return
+	case <-r.timer.C:
+		return
+	}
+	r.clock, r.clockAge = now(), 0
+	r.accept(p, m)
+}
+
+func (r *reader) setTimer(at int64) {
+	if at == never {
+		r.timer.Stop()
+		return
+	}
+	r.timer.Reset(until(at))
+}
+
+// complete takes over a message that the dispatcher was about to send when the
+// Gateway left its Broker. It comes behind what the inbox holds.
+func (r *reader) complete(m *Message) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.settled {
+		r.discarded[m.priority].Add(1)
+		r.g.life.lose(1)
+		return
+	}
+	r.handed[m.priority] = append(r.handed[m.priority], m)
+	r.hasHanded.Store(true)
+	rouse(r.g.wake)
+}
+
+// takeHanded returns the next message that complete took over, nil if there is
+// none.
+func (r *reader) takeHanded(p Priority) *Message {
+	if !r.hasHanded.Load() {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var m *Message
+	if q := r.handed[p]; len(q) > 0 {
+		m, r.handed[p] = q[0], q[1:]
+	}
+	left := 0
+	for p := range r.handed {
+		left += len(r.handed[p])
+	}
+	r.hasHanded.Store(left > 0)
+	return m
+}
+
+// dropHanded discards what complete took over, and reports whether there was
+// anything: the Gateway comes back to a Broker, and what is sent from now on may
+// be taken before it. The order would be broken for sessions that begin after the
+// Gap; those that are there end with it.
+func (r *reader) dropHanded() (dropped bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for p := range r.handed {
+		dropped = dropped || len(r.handed[p]) > 0
+		r.discarded[p].Add(uint64(len(r.handed[p])))
+		r.handed[p] = nil
+	}
+	r.hasHanded.Store(false)
+	return dropped
+}
+
+// settle counts what is left as discarded. The sessions have ended.
+func (r *reader) settle() {
+	r.mu.Lock()
+	handed := r.handed
+	r.handed, r.settled = [NumPriorities][]*Message{}, true
+	r.hasHanded.Store(false)
+	r.mu.Unlock()
+	for p, ch := range r.g.inbox {
+		n := len(handed[p])
+		for more := true; more; {
+			select {
+			case <-ch:
+				n++
+			default:
+				more = false
+			}
+		}
+		r.discarded[p].Add(uint64(n))
+		r.g.life.lose(n)
+		l := &r.lanes[p]
+		if l.walking {
+			r.g.roster.endWalk(&l.walk)
+		}
+		if l.m != nil { // some sessions have it, the others have ended
+			r.g.life.lose(1)
+		}
+		*l = readLane{}
+	}
+	r.ended.close()
+	if r.sweeping {
+		r.g.roster.endWalk(&r.sweep)
+	}
+}
+
+// awaitPushers returns when the pushers have closed the sinks and are gone, but
+// for those that are abandoned.
+func (r *reader) awaitPushers() {
+	if r.timer == nil { // there never was a run
+		r.timer = time.NewTimer(time.Hour)
+	}
+	defer r.timer.Stop()
+	for r.g.pool.close() {
+		r.clock = now()
+		r.tend(math.MaxInt) // sinks are only closed now, and must be
+		r.setTimer(r.askAt)
+		select {
+		case <-r.g.wake:
+		case <-r.timer.C:
+		}
+	}
+}
+
+// stats fills in what the reader counts.
+func (r *reader) stats(st *GatewayStats) {
+	for p := range st.Lanes {
+		l := &st.Lanes[p]
+		l.Received, l.NoSession, l.Invalid = r.received[p].value(), r.noSession[p].value(), r.invalid[p].value()
+		l.Discarded = r.discarded[p].Load()
+		l.Filtered, l.Enqueued = r.filtered[p].value(), r.enqueued[p].value()
+	}
+}
