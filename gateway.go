@@ -196,10 +196,6 @@ func NewGateway(id string, cfg GatewayConfig) (*Gateway, error) {
 	return g, nil
 }
 
-// debtLimit is how many messages of a lane may wait for a pusher before the lane
-// is throttled.
-func debtLimit(outbox int) int64 { return max(4*int64(outbox), 4096) }
-
 // ID returns the Gateway's ID.
 func (g *Gateway) ID() string { return g.id }
 

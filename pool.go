@@ -29,16 +29,14 @@ const (
 // A pushPool holds the sessions that are due, and the pushers that take them.
 // Its lock is a leaf, held for some ten nanoseconds.
 //
-// It is also where a Gateway's debt stands: the messages of due sessions, which
-// wait for a pusher and for nothing else. While the debt of a lane is over the
-// limit, until half of that, the lane is throttled: the reader lets no more of
-// it in.
+// What waits in the sessions that are due is the Gateway's debt.
 type pushPool struct {
 	// immutable after newPushPool
-	keep  int           // pushers that stay while nothing is due
-	most  int           // pushers there may be
-	limit int64         // of a lane's debt
-	wake  chan struct{} // rouses the reader
+	keep int           // pushers that stay while nothing is due
+	most int           // pushers there may be
+	wake chan struct{} // rouses the reader
+
+	debts
 
 	mu       sync.Mutex
 	cond     sync.Cond // of mu: a pusher is needed
@@ -49,29 +47,25 @@ type pushPool struct {
 	idle     int   // of those, how many sleep
 	started  int   // pushers ever
 	returns  uint64
-	pushers  []*pusher // by slot; nil: the slot is free
-	free     []int32   // slots
-	calls    []call    // by slot
-	running  callList  // calls of sinks, the longest first
-	ending   callList  // those whose session has ended, who ended first is first
-	opened   bool      // pushers may be started
-	draining bool      // the reader waits until all is quiet
-	closed   bool      // pushers go when nothing is due
-	finished bool      // and are gone
-	watched  bool      // the reader knows that sessions wait for a pusher
+	opened   bool // pushers may be started
+	draining bool // the reader waits until all is quiet
+	closed   bool // pushers go when nothing is due
+	finished bool // and are gone
+	watched  bool // the reader knows that sessions wait for a pusher
+	callTable
+	growth
 
-	// guarded by mu, of the growth of the pool
+	starvedAt atomic.Int64 // when a pusher last found that CPUs are missing
+}
+
+// A growth is what the pool knows of how it grew. It is guarded by pushPool.mu.
+type growth struct {
 	grownAt       int64   // when it last grew, or nothing had to wait
-	grownReturns  uint64  // what returns was then
+	grownReturns  uint64  // what pushPool.returns was then
 	grownRate     float64 // returns per ns before that
 	sampleAt      int64   // when returns was looked at
 	sampleReturns uint64  // and what it was
 	stillAt       int64   // since when it has not changed, the pool has not grown and somebody has waited
-
-	// atomic
-	debt      [NumPriorities]atomic.Int64
-	throttled [NumPriorities]atomic.Bool
-	starvedAt atomic.Int64 // when a pusher last found that CPUs are missing
 }
 
 // dueLink is a session's place in one of the lists of sessions that are due. It
@@ -113,93 +107,11 @@ func (l *dueList) remove(s *Session) {
 	l.n--
 }
 
-// A call is what one pusher does, in a place of its own among the others': every
-// Push moves calls in a list, and lists through the pushers themselves would send
-// their cache lines from core to core.
-//
-// A list of calls is not one of sessions: a session may be due again, and have
-// another pusher, before the first one is back.
-type call struct {
-	next, prev int32    // slots + 1; zero: none
-	session    *Session // nil: none
-}
-
-// A callList is a list of calls, as slots + 1; zero: none.
-type callList struct {
-	first, last int32
-	n           int
-}
-
-func (q *pushPool) pushCall(l *callList, slot int32) {
-	c := &q.calls[slot]
-	if c.prev, c.next = l.last, 0; l.last != 0 {
-		q.calls[l.last-1].next = slot + 1
-	} else {
-		l.first = slot + 1
-	}
-	l.last = slot + 1
-	l.n++
-}
-
-func (q *pushPool) removeCall(l *callList, slot int32) {
-	c := &q.calls[slot]
-	if c.prev != 0 {
-		q.calls[c.prev-1].next = c.next
-	} else {
-		l.first = c.next
-	}
-	if c.next != 0 {
-		q.calls[c.next-1].prev = c.prev
-	} else {
-		l.last = c.prev
-	}
-	l.n--
-}
-
 func newPushPool(keep, most int, limit int64, wake chan struct{}) *pushPool {
-	q := &pushPool{keep: keep, most: most, limit: limit, wake: wake}
+	q := &pushPool{keep: keep, most: most, wake: wake, debts: debts{limit: limit, wake: wake}}
 	q.cond.L = &q.mu
 	q.starvedAt.Store(now() - int64(cpuMissingFor))
 	return q
-}
-
-// owe changes the debt of a lane by n messages.
-func (q *pushPool) owe(p Priority, n int) {
-	if n == 0 {
-		return
-	}
-	// Either this sees that the lane is throttled, and rouses the reader, or the
-	// reader sees the new debt when it has said that it is.
-	if left := q.debt[p].Add(int64(n)); n < 0 && q.throttled[p].Load() && left <= q.limit/2 {
-		rouse(q.wake)
-	}
-}
-
-// oweAll is owe for every lane.
-func (q *pushPool) oweAll(counts [NumPriorities]int, sign int) {
-	for p, n := range counts {
-		q.owe(Priority(p), sign*n)
-	}
-}
-
-// throttle reports whether the reader must let no more of a lane in. Only the
-// reader calls it.
-func (q *pushPool) throttle(p Priority) bool {
-	was := q.throttled[p].Load()
-	limit := q.limit
-	if was {
-		limit /= 2
-	}
-	over := q.debt[p].Load() > limit
-	if over == was {
-		return over
-	}
-	q.throttled[p].Store(over)
-	if over && q.debt[p].Load() <= q.limit/2 { // see owe
-		q.throttled[p].Store(false)
-		return false
-	}
-	return over
 }
 
 // add makes a session due in a lane from at on.
@@ -278,33 +190,24 @@ func (q *pushPool) end(s *Session, at int64) {
 func (q *pushPool) next(p *pusher) *Session {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if s := q.calls[p.slot].session; s != nil {
+	if s := q.stop(p); s != nil {
 		q.returns++
-		q.calls[p.slot].session = nil
 		if s.pusher == p {
 			s.pusher = nil
-		}
-		switch {
-		case p.abandoned:
-		case p.ending:
-			q.removeCall(&q.ending, p.slot)
-			p.ending = false
-		default:
-			q.removeCall(&q.running, p.slot)
 		}
 		if q.draining && q.quietLocked() {
 			rouse(q.wake)
 		}
 	}
 	if p.abandoned {
-		q.leave(p)
+		q.discharge(p)
 		rouse(q.wake)
 		return nil
 	}
 	for q.n == 0 {
 		if q.closed || q.idle >= q.keep {
 			q.size--
-			q.leave(p)
+			q.discharge(p)
 			if q.closed {
 				rouse(q.wake)
 			}
@@ -316,8 +219,8 @@ func (q *pushPool) next(p *pusher) *Session {
 		p.rested = true
 	}
 	s := q.take()
-	q.calls[p.slot].session, s.pusher = s, p
-	q.pushCall(&q.running, p.slot)
+	s.pusher = p
+	q.start(p, s)
 	if q.n > 0 && q.idle == 0 && !q.watched {
 		q.watched = true
 		rouse(q.wake)
@@ -439,20 +342,8 @@ func (q *pushPool) join(pushers []*pusher, clock int64) {
 	for _, p := range pushers {
 		p.ticket = q.started
 		q.started++
-		if n := len(q.free); n > 0 {
-			p.slot, q.free = q.free[n-1], q.free[:n-1]
-			q.pushers[p.slot] = p
-		} else {
-			p.slot = int32(len(q.pushers))
-			q.pushers, q.calls = append(q.pushers, p), append(q.calls, call{})
-		}
+		q.enlist(p)
 	}
-}
-
-// leave gives the slot of a pusher that goes to the next one. mu is held.
-func (q *pushPool) leave(p *pusher) {
-	q.pushers[p.slot] = nil
-	q.free = append(q.free, p.slot)
 }
 
 // grew begins the next sample. mu is held.

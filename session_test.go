@@ -62,15 +62,7 @@ func (s bareSession) back() {
 
 // release gives the pusher back, as if it had come for more.
 func (s bareSession) release() {
-	q := s.g.pool
-	if c := &q.calls[s.p.slot]; c.session != nil {
-		list := &q.running
-		if s.p.ending {
-			list = &q.ending
-		}
-		q.removeCall(list, s.p.slot)
-		c.session, s.p.ending = nil, false
-	}
+	s.g.pool.stop(s.p)
 	s.pusher = nil
 }
 
