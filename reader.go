@@ -2,7 +2,6 @@ package notification
 
 import (
 	"math"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -33,14 +32,8 @@ const (
 type reader struct {
 	g *Gateway // immutable
 
-	// mu guards what a Broker hands over that the Gateway leaves: it comes behind
-	// what the inbox holds.
-	mu        sync.Mutex
-	handed    [NumPriorities][]*Message // guarded by mu
-	settled   bool                      // guarded by mu: it is discarded
-	hasHanded atomic.Bool               // handed may hold something
-
-	ended endedSessions // that are in a delay list
+	handed handedOver    // by a Broker that the Gateway has left
+	ended  endedSessions // that are in a delay list
 
 	// written by the reader alone, atomic
 	received, noSession, invalid, filtered, enqueued [NumPriorities]tally
@@ -125,7 +118,7 @@ func (r *reader) drained() bool {
 			return false
 		}
 	}
-	return !r.hasHanded.Load() && r.g.pool.quiet()
+	return !r.handed.some.Load() && r.g.pool.quiet()
 }
 
 // round gives each lane its turn and reports whether there was anything to do.
@@ -176,7 +169,7 @@ func (r *reader) take(p Priority) bool {
 	case m := <-r.g.inbox[p]:
 		r.accept(p, m)
 	default:
-		m := r.takeHanded(p)
+		m := r.handed.take(p)
 		if m == nil {
 			return false
 		}
@@ -503,38 +496,14 @@ func (r *reader) setTimer(at int64) {
 }
 
 // complete takes over a message that the dispatcher was about to send when the
-// Gateway left its Broker. It comes behind what the inbox holds.
+// Gateway left its Broker.
 func (r *reader) complete(m *Message) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.settled {
-		r.discarded[m.priority].Add(1)
-		r.g.life.lose(1)
+	if r.handed.put(m) {
+		rouse(r.g.wake)
 		return
 	}
-	r.handed[m.priority] = append(r.handed[m.priority], m)
-	r.hasHanded.Store(true)
-	rouse(r.g.wake)
-}
-
-// takeHanded returns the next message that complete took over, nil if there is
-// none.
-func (r *reader) takeHanded(p Priority) *Message {
-	if !r.hasHanded.Load() {
-		return nil
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var m *Message
-	if q := r.handed[p]; len(q) > 0 {
-		m, r.handed[p] = q[0], q[1:]
-	}
-	left := 0
-	for p := range r.handed {
-		left += len(r.handed[p])
-	}
-	r.hasHanded.Store(left > 0)
-	return m
+	r.discarded[m.priority].Add(1)
+	r.g.life.lose(1)
 }
 
 // dropHanded discards what complete took over, and reports whether there was
@@ -542,26 +511,18 @@ func (r *reader) takeHanded(p Priority) *Message {
 // be taken before it. The order would be broken for sessions that begin after the
 // Gap; those that are there end with it.
 func (r *reader) dropHanded() (dropped bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for p := range r.handed {
-		dropped = dropped || len(r.handed[p]) > 0
-		r.discarded[p].Add(uint64(len(r.handed[p])))
-		r.handed[p] = nil
+	for p, n := range r.handed.drop(false) {
+		r.discarded[p].Add(uint64(n))
+		dropped = dropped || n > 0
 	}
-	r.hasHanded.Store(false)
 	return dropped
 }
 
 // settle counts what is left as discarded. The sessions have ended.
 func (r *reader) settle() {
-	r.mu.Lock()
-	handed := r.handed
-	r.handed, r.settled = [NumPriorities][]*Message{}, true
-	r.hasHanded.Store(false)
-	r.mu.Unlock()
+	handed := r.handed.drop(true)
 	for p, ch := range r.g.inbox {
-		n := len(handed[p])
+		n := handed[p]
 		for more := true; more; {
 			select {
 			case <-ch:
