@@ -57,12 +57,34 @@ func (a *admission) admit(m *Message) error {
 	h := a.seen.hash(m.n.ID)
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	return a.admitLocked(m, h)
+}
+
+// admitLocked is admit. mu is held.
+func (a *admission) admitLocked(m *Message, h uint32) error {
 	done, err := a.tryAdmit(m, h, m.entered)
 	if !done {
 		a.rejected[m.priority]++
 		err = a.full[m.priority]
 	}
 	return err
+}
+
+// admitAll is admit for several, in one step: it returns how many of them, from
+// the first on, were accepted, and why the next one was not.
+func (a *admission) admitAll(ms []*Message) (accepted int, err error) {
+	var hashes [sliceSize]uint32
+	for i, m := range ms {
+		hashes[i] = a.seen.hash(m.n.ID)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i, m := range ms {
+		if err := a.admitLocked(m, hashes[i]); err != nil {
+			return i, err
+		}
+	}
+	return len(ms), nil
 }
 
 // admitWait is admit that waits for room until ctx ends.

@@ -2,6 +2,7 @@ package notification
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -666,6 +667,110 @@ func TestAdmissionRaces(t *testing.T) {
 				}
 			}
 			drain(t, b)
+			conserved(t, b)
+		})
+	})
+}
+
+func TestPublishBatch(t *testing.T) {
+	// batch returns a note to "u" for each ID.
+	batch := func(p Priority, ids ...string) (ns []*Notification) {
+		for _, id := range ids {
+			ns = append(ns, note(id, "u", p))
+		}
+		return ns
+	}
+	inBubble(t, "it is accepted whole and in its order, a repeat as if it were new", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		s := route(t, b, newStation("r", 1000), "u")
+		runBroker(t, b)
+		publishTo(t, b, "u", P1, "m7")
+		ids7 := series("m", 200)
+		n, err := b.PublishBatch(batch(P1, ids7...))
+		require.NoError(t, err)
+		require.Equal(t, 200, n)
+		synctest.Wait()
+		want := append([]string{"m7"}, slices.DeleteFunc(ids7, func(id string) bool { return id == "m7" })...)
+		require.Equal(t, want, ids(s.pollLane(P1)))
+		accounted(t, b, 201)
+		conserved(t, b)
+	})
+	for _, row := range []struct {
+		name string
+		fill int // of a lane of 100
+		bad  int // the index of one that is not valid; -1: none
+		want int
+		err  error
+	}{
+		{"an empty batch is accepted", 0, -1, 0, nil},
+		{"a full lane ends it, and the rest is untouched", 0, -1, 100, ErrQueueFull},
+		{"one that is not valid ends it", 0, 70, 70, ErrInvalid},
+		{"of two reasons the first in the batch counts", 50, 70, 50, ErrQueueFull},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			b := newBroker(t, BrokerConfig{QueueCapacity: lanes(100)})
+			publishTo(t, b, "u", P2, series("before", row.fill)...)
+			var ns []*Notification
+			if row.err != nil {
+				ns = batch(P2, series("m", 150)...)
+			}
+			if row.bad >= 0 {
+				ns[row.bad].Priority = 9
+			}
+			n, err := b.PublishBatch(ns)
+			require.Equal(t, row.want, n)
+			if row.err == nil {
+				require.NoError(t, err)
+				return
+			}
+			require.ErrorIs(t, err, row.err)
+			accounted(t, b, uint64(row.fill+row.want+1))
+			st := b.Stats()
+			require.Equal(t, uint64(row.fill+row.want), st.Lanes[P2].Published)
+			require.Equal(t, errors.Is(row.err, ErrInvalid), st.Invalid == 1)
+
+			n, err = b.PublishBatch(ns[row.want:]) // the one that was refused is refused again, and was not remembered
+			require.Zero(t, n)
+			require.ErrorIs(t, err, row.err)
+		})
+	}
+	t.Run("after Shutdown has begun nothing is accepted", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		drain(t, b)
+		n, err := b.PublishBatch(batch(P0, "a", "b"))
+		require.Zero(t, n)
+		require.ErrorIs(t, err, ErrClosed)
+		accounted(t, b, 1)
+	})
+	t.Run("batches of many publishers are accepted in the order of each", func(t *testing.T) {
+		withProcs(t, func(t *testing.T) {
+			b := newBroker(t, BrokerConfig{})
+			s := route(t, b, newStation("r", 100_000), "u")
+			runBroker(t, b)
+			var publishers sync.WaitGroup
+			for k := range 4 {
+				publishers.Go(func() {
+					for i := range 20 {
+						n, err := b.PublishBatch(batch(P1, series(fmt.Sprintf("%d-%d-", k, i), 100)...))
+						if n != 100 || err != nil {
+							t.Errorf("%d accepted: %v", n, err)
+						}
+					}
+				})
+			}
+			publishers.Wait()
+			drain(t, b)
+			var got [4][]string
+			for _, id := range ids(s.pollLane(P1)) {
+				got[id[0]-'0'] = append(got[id[0]-'0'], id)
+			}
+			for k := range got {
+				var want []string
+				for i := range 20 {
+					want = append(want, series(fmt.Sprintf("%d-%d-", k, i), 100)...)
+				}
+				require.Equal(t, want, got[k])
+			}
 			conserved(t, b)
 		})
 	})

@@ -144,6 +144,29 @@ func ExampleBroker_Publish_queueFull() {
 	// context deadline exceeded
 }
 
+// A matching engine has bursts. What a full lane refuses is published later: the
+// rest of the batch is untouched.
+func ExampleBroker_PublishBatch() {
+	broker, err := notification.NewBroker(notification.BrokerConfig{QueueCapacity: [notification.NumPriorities]int{1, 2, 1, 1}})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	var burst []*notification.Notification
+	for _, id := range []string{"t1", "t2", "t3"} {
+		n := notification.New("alice", notification.TradeExecuted{TradeID: id}, "MatchingEngine")
+		n.ID = "trade-" + id
+		burst = append(burst, n)
+	}
+	accepted, err := broker.PublishBatch(burst)
+	fmt.Println(accepted, errors.Is(err, notification.ErrQueueFull))
+	burst = burst[accepted:] // to be published again when there is room
+	fmt.Println(burst[0].ID)
+	// Output:
+	// 2 true
+	// trade-t3
+}
+
 // ChannelSink receives without a callback.
 func ExampleChannelSink() {
 	broker, gateway := setup()
