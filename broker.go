@@ -12,7 +12,7 @@ import (
 // BrokerConfig configures a Broker. The zero value is ready to use.
 type BrokerConfig struct {
 	// DedupSize is how many accepted IDs are remembered, default 10,000, at most
-	// 2^27. Their memory, some 64 bytes each beside the IDs, is taken by
+	// 2^27 (2^25 with 32 bits). Their memory, some 64 bytes each beside the IDs, is taken by
 	// NewBroker.
 	DedupSize int
 	// QueueCapacity is how many messages each lane holds, exactly; default
@@ -35,7 +35,7 @@ type BrokerConfig struct {
 func (c *BrokerConfig) setDefaults() error {
 	c.DedupSize = cmp.Or(c.DedupSize, 10_000)
 	if c.DedupSize < 0 || c.DedupSize > maxDedup {
-		return fmt.Errorf("%w: DedupSize %d is not within 1 and 2^27", ErrInvalid, c.DedupSize)
+		return fmt.Errorf("%w: DedupSize %d is not within 1 and %d", ErrInvalid, c.DedupSize, maxDedup)
 	}
 	for p := range c.QueueCapacity {
 		c.QueueCapacity[p] = cmp.Or(c.QueueCapacity[p], [...]int{10_000, 50_000, 100_000, 50_000}[p])

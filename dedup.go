@@ -1,6 +1,9 @@
 package notification
 
-import "hash/maphash"
+import (
+	"hash/maphash"
+	"math"
+)
 
 // A dedup remembers the last n accepted IDs, exactly: an ID leaves when n later
 // ones have been added, and looking one up changes nothing.
@@ -25,9 +28,10 @@ type dedupEntry struct {
 	hash uint32 // so that forgetting an ID does not touch its bytes again
 }
 
-// maxDedup is the largest window that may be configured: 6 GiB beside the IDs. The
-// index has room for positions of 32 bits.
-const maxDedup = 1 << 27
+// maxDedup is the largest window that may be configured: 6 GiB beside the IDs, and
+// less where an address has 32 bits. The index holds positions of 32 bits, and a
+// larger window is a mistake in a configuration.
+const maxDedup = min(1<<27, math.MaxInt>>6)
 
 // newDedup makes a window of size IDs, 1 to maxDedup.
 func newDedup(size int) *dedup {
