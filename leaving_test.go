@@ -119,6 +119,7 @@ func TestStopDuringUnregister(t *testing.T) {
 		require.NoError(t, b.RegisterGateway(g))
 		runBroker(t, b)
 		done := start(t.Context(), g)
+		eventually(t, "Run is going", g.life.running)
 		r := g.roster.receiver
 		b.routes.mu.Lock() // Unregister stands still in the middle
 		unlock := sync.OnceFunc(b.routes.mu.Unlock)
