@@ -269,6 +269,11 @@ func (q *pushPool) ask(clock int64, most int) (d demand) {
 		d.pushers, d.at = 1, min(d.at, clock+int64(growAfter))
 		return d
 	}
+	at, wait := q.lateAt()
+	if clock < at {
+		d.at = min(d.at, at)
+		return d
+	}
 	if q.size >= most {
 		// Those in ending come back or are abandoned soon, and those that were only
 		// just started come: who is due beside that needs a session to end.
@@ -278,17 +283,6 @@ func (q *pushPool) ask(clock int64, most int) (d demand) {
 			d.at = min(d.at, clock+int64(growAfter))
 		}
 		return d
-	}
-	wait, at := growAfter, never
-	for p := range q.due {
-		if s := q.due[p].first; s != nil {
-			w := growAfter
-			if Priority(p) == P0 {
-				w = growAfterUrgent
-				wait = w
-			}
-			at = min(at, s.due.at+int64(w))
-		}
 	}
 	at = max(at, q.sampleAt+int64(wait))
 	if clock < at {
@@ -310,6 +304,24 @@ func (q *pushPool) ask(clock int64, most int) (d demand) {
 		d.pushers = 1
 	}
 	return d
+}
+
+// lateAt returns when the session that has been due the longest will have waited
+// for too long, and how long that is: for growAfter, less in P0. mu is held, and
+// some session is due.
+func (q *pushPool) lateAt() (at int64, wait time.Duration) {
+	at, wait = never, growAfter
+	for p := range q.due {
+		if s := q.due[p].first; s != nil {
+			w := growAfter
+			if Priority(p) == P0 {
+				w = growAfterUrgent
+				wait = w
+			}
+			at = min(at, s.due.at+int64(w))
+		}
+	}
+	return at, wait
 }
 
 // early reports whether it is too early to start more pushers while CPUs are
