@@ -290,51 +290,6 @@ func BenchmarkUserWithManySessions(b *testing.B) {
 	}
 }
 
-// BenchmarkSessionsOfOneUser is what registering, ending and Gap cost for each
-// of the sessions of one user: the same, however many there are.
-func BenchmarkSessionsOfOneUser(b *testing.B) {
-	for _, n := range []int{1_000, 5_000, 20_000} {
-		b.Run(fmt.Sprintf("sessions=%d", n), func(b *testing.B) {
-			nothing := SinkFunc(func(context.Context, []*Message) error { return nil })
-			names := many("s", n)
-			var register, end, gap time.Duration
-			rounds := 0
-			all := func(x *exchange) (sessions []*Session) {
-				for _, id := range names {
-					s, err := x.gateway.RegisterSession(SessionConfig{ID: id, UserID: "u", Sink: nothing})
-					if err != nil {
-						b.Fatal(err)
-					}
-					sessions = append(sessions, s)
-				}
-				return sessions
-			}
-			for b.Loop() {
-				x := newExchange(b, 0, GatewayConfig{})
-				began := time.Now()
-				sessions := all(x)
-				register += time.Since(began)
-				began = time.Now()
-				for i := range sessions { // in no order
-					sessions[i*7919%n].Close()
-				}
-				end += time.Since(began)
-				all(x)
-				began = time.Now()
-				x.gateway.Gap()
-				gap += time.Since(began)
-				x.unharmed(b, SessionEnds{Closed: uint64(n), Gap: uint64(n)})
-				x.drain(b)
-				rounds++
-			}
-			for name, d := range map[string]time.Duration{"ns/register": register, "ns/end": end, "ns/Gap": gap} {
-				b.ReportMetric(float64(d.Nanoseconds())/float64(rounds*n), name)
-			}
-			b.ReportMetric(0, "ns/op")
-		})
-	}
-}
-
 // BenchmarkManyUsers is how long others wait while a Gateway with 300,000 users
 // is attached to a Broker, detached from it, or told of a gap: RegisterSession
 // with Close, one a millisecond, and the latency of 200 P0 a second from another
