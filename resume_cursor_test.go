@@ -457,11 +457,10 @@ func TestEpochOfASessionThatResumes(t *testing.T) {
 			}
 			return true
 		})
-		time.Sleep(10 * time.Millisecond)
 		both.Go(g.Gap)
 		voided := time.Now().Add(100 * time.Millisecond)
 		for time.Now().Before(voided) && g.history.epoch.Load() == epoch {
-			time.Sleep(time.Millisecond)
+			<-time.After(time.Millisecond)
 		}
 		u.history.mu.Unlock()
 		both.Wait()
