@@ -93,13 +93,13 @@ func TestCursorDuringPush(t *testing.T) {
 				}
 			}))
 			begin := s.Cursor()
-			feedAll(g, "u", P0, series("a", 2))
+			feedAll(g, "u", P1, series("a", 2)) // company for each other: one batch
 			pass(time.Second)
 			require.Equal(t, begin, s.Cursor())
 			require.Equal(t, begin, aside, "on a goroutine that Push started")
 			require.Equal(t, begin.epoch, inside.epoch)
-			require.Equal(t, [NumPriorities]uint64{2}, inside.seqs)
-			feedAll(g, "u", P0, series("b", 1)) // waits
+			require.Equal(t, [NumPriorities]uint64{P1: 2}, inside.seqs)
+			feedAll(g, "u", P1, series("b", 1)) // waits
 			pass(time.Second)
 			require.Equal(t, begin, s.Cursor())
 
@@ -108,7 +108,7 @@ func TestCursorDuringPush(t *testing.T) {
 			synctest.Wait() // the next Push goes on
 			require.Equal(t, first, s.Cursor())
 			require.Equal(t, first, aside)
-			require.Equal(t, [NumPriorities]uint64{3}, inside.seqs)
+			require.Equal(t, [NumPriorities]uint64{P1: 3}, inside.seqs)
 			second := inside
 			require.Equal(t, []string{"a1", "a2", "b1"}, behind(t, g, "u", begin))
 			require.Equal(t, []string{"b1"}, behind(t, g, "u", first))
