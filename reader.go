@@ -32,8 +32,13 @@ const (
 type reader struct {
 	g *Gateway // immutable
 
-	handed handedOver    // by a Broker that the Gateway has left
-	ended  endedSessions // that are in a delay list
+	// What the dispatcher was about to send when the Gateway left its Broker: at
+	// most one message a lane each time. It comes behind what the inbox holds,
+	// because it was sent last.
+	handed [NumPriorities]mailbox[*Message]
+	// Sessions that have ended and are still in a delay list, which only the reader
+	// may change: MaxDelay may be for ever, and they would be kept alive.
+	ended mailbox[*Session]
 
 	// written by the reader alone, atomic
 	received, noSession, invalid, filtered, enqueued [NumPriorities]tally
@@ -114,11 +119,11 @@ func (r *reader) run() {
 // drained reports whether everything was taken that will ever come.
 func (r *reader) drained() bool {
 	for p := range r.lanes {
-		if r.lanes[p].m != nil || r.lanes[p].delays.first != nil || len(r.g.inbox[p]) > 0 {
+		if r.lanes[p].m != nil || r.lanes[p].delays.first != nil || len(r.g.inbox[p]) > 0 || r.handed[p].some.Load() {
 			return false
 		}
 	}
-	return !r.handed.some.Load() && r.g.pool.quiet()
+	return r.g.pool.quiet()
 }
 
 // round gives each lane its turn and reports whether there was anything to do.
@@ -169,11 +174,11 @@ func (r *reader) take(p Priority) bool {
 	case m := <-r.g.inbox[p]:
 		r.accept(p, m)
 	default:
-		m := r.handed.take(p)
-		if m == nil {
+		var one [1]*Message
+		if len(r.handed[p].take(one[:])) == 0 {
 			return false
 		}
-		r.accept(p, m)
+		r.accept(p, one[0])
 	}
 	return true
 }
@@ -498,7 +503,7 @@ func (r *reader) setTimer(at int64) {
 // complete takes over a message that the dispatcher was about to send when the
 // Gateway left its Broker.
 func (r *reader) complete(m *Message) {
-	if r.handed.put(m) {
+	if _, ok := r.handed[m.priority].put(m); ok {
 		rouse(r.g.wake)
 		return
 	}
@@ -511,7 +516,8 @@ func (r *reader) complete(m *Message) {
 // be taken before it. The order would be broken for sessions that begin after the
 // Gap; those that are there end with it.
 func (r *reader) dropHanded() (dropped bool) {
-	for p, n := range r.handed.drop(false) {
+	for p := range r.handed {
+		n := r.handed[p].drop(false)
 		r.discarded[p].Add(uint64(n))
 		dropped = dropped || n > 0
 	}
@@ -520,9 +526,8 @@ func (r *reader) dropHanded() (dropped bool) {
 
 // settle counts what is left as discarded. The sessions have ended.
 func (r *reader) settle() {
-	handed := r.handed.drop(true)
 	for p, ch := range r.g.inbox {
-		n := handed[p]
+		n := r.handed[p].drop(true)
 		for more := true; more; {
 			select {
 			case <-ch:
@@ -542,7 +547,7 @@ func (r *reader) settle() {
 		}
 		*l = readLane{}
 	}
-	r.ended.close()
+	r.ended.drop(true)
 	if r.sweeping {
 		r.g.roster.endWalk(&r.sweep)
 	}

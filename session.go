@@ -440,8 +440,10 @@ func (s *Session) end(reason, as error) (ended, orphaned bool) {
 		s.g.lose(&s.g.droppedEnded[p], n)
 	}
 	s.err = reason
-	if s.delayed != 0 && s.g.reader.ended.add(s) {
-		rouse(s.g.wake)
+	if s.delayed != 0 {
+		if first, _ := s.g.reader.ended.put(s); first {
+			rouse(s.g.wake)
+		}
 	}
 	if s.hold != nil && s.hold.lanes != 0 { // the reader must not wait for room here
 		s.hold.lanes = 0
