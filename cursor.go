@@ -66,6 +66,21 @@ func ParseCursor(s string) (Cursor, error) {
 	return c, nil
 }
 
+// Covers reports whether c is at o or behind it in every lane: whoever has all
+// that leads to c has all that leads to o. Cursors of different users, Gateways
+// or epochs do not cover each other.
+func (c Cursor) Covers(o Cursor) bool {
+	if c.epoch != o.epoch || c.user != o.user {
+		return false
+	}
+	for p := range c.seqs {
+		if c.seqs[p] < o.seqs[p] {
+			return false
+		}
+	}
+	return true
+}
+
 // MarshalText is String.
 func (c Cursor) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 

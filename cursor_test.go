@@ -130,3 +130,32 @@ func FuzzParseCursor(f *testing.F) {
 		require.Equal(t, 1, g.Stats().Sessions)
 	})
 }
+
+func TestCursorCovers(t *testing.T) {
+	c := Cursor{epoch: 1, user: 2, seqs: [NumPriorities]uint64{5, 5, 5, 5}}
+	with := func(change func(*Cursor)) Cursor {
+		o := c
+		change(&o)
+		return o
+	}
+	t.Run("a cursor covers itself and every one that is behind it in no lane", func(t *testing.T) {
+		require.True(t, c.Covers(c))
+		require.True(t, Cursor{}.Covers(Cursor{}))
+		for p := range c.seqs {
+			further := with(func(o *Cursor) { o.seqs[p]++ })
+			require.True(t, further.Covers(c), "lane %d", p)
+			require.False(t, c.Covers(further), "lane %d", p)
+		}
+	})
+	t.Run("two that are ahead of each other in different lanes do not cover each other", func(t *testing.T) {
+		o := with(func(o *Cursor) { o.seqs[P0]++; o.seqs[P3]-- })
+		require.False(t, c.Covers(o))
+		require.False(t, o.Covers(c))
+	})
+	t.Run("nor do those of another user or another epoch", func(t *testing.T) {
+		for _, o := range []Cursor{with(func(o *Cursor) { o.user = 3 }), with(func(o *Cursor) { o.epoch = 7 }), {}} {
+			require.False(t, c.Covers(o))
+			require.False(t, o.Covers(c))
+		}
+	})
+}

@@ -37,7 +37,7 @@ type dispatcher struct {
 
 	// written by run alone, atomic
 	routed, unrouted, discarded [NumPriorities]tally
-	latency                     [NumPriorities]recorder
+	latency                     [NumPriorities]HistogramRecorder
 
 	// owned by run
 	heads [NumPriorities]head
@@ -194,7 +194,7 @@ func (d *dispatcher) advance(h *head) bool {
 	if d.age++; d.age >= dispatchClock || h.m.priority == P0 {
 		d.clock, d.age = now(), 0
 	}
-	d.latency[h.m.priority].record(time.Duration(d.clock - h.m.entered))
+	d.latency[h.m.priority].Record(time.Duration(d.clock - h.m.entered))
 	*h = head{}
 	return true
 }
@@ -451,7 +451,7 @@ func (d *dispatcher) settle() (told bool) {
 			}
 			d.done(h, r)
 		}
-		d.latency[p].record(time.Duration(now() - h.m.entered))
+		d.latency[p].Record(time.Duration(now() - h.m.entered))
 		*h = head{}
 	}
 	for p := range d.admission.lanes {
@@ -513,6 +513,6 @@ func (d *dispatcher) stats(s *BrokerStats) {
 		l := &s.Lanes[p]
 		l.Capacity = d.cfg.QueueCapacity[p]
 		l.Routed, l.Unrouted, l.Discarded = d.routed[p].value(), d.unrouted[p].value(), d.discarded[p].value()
-		l.Latency = d.latency[p].snapshot()
+		l.Latency = d.latency[p].Snapshot()
 	}
 }

@@ -420,7 +420,7 @@ func (g *Gateway) Stats() GatewayStats {
 		l.DroppedSlow, l.DroppedEnded = g.droppedSlow[p].Load(), g.droppedEnded[p].Load()
 		for i := range g.shards {
 			l.Taken += g.shards[i].taken[p].Load()
-			l.Latency = l.Latency.Add(g.shards[i].latency[p].snapshot())
+			l.Latency = l.Latency.Add(g.shards[i].latency[p].Snapshot())
 		}
 		l.Pending = g.pending(Priority(p))
 	}

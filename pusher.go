@@ -36,7 +36,7 @@ type pusher struct {
 type shard struct {
 	taken   [NumPriorities]atomic.Uint64
 	batches atomic.Uint64
-	latency [NumPriorities]recorder
+	latency [NumPriorities]HistogramRecorder
 	_       [64]byte
 }
 
@@ -91,7 +91,7 @@ func (p *pusher) serve(s *Session) {
 	d := s.begin(p, at)
 	for _, m := range d.messages {
 		if !d.replayed { // its age says how long the client was away, not how late we are
-			p.shard.latency[m.priority].record(time.Duration(at - m.entered))
+			p.shard.latency[m.priority].Record(time.Duration(at - m.entered))
 		}
 	}
 	p.returned(s, d, p.call(s, d))

@@ -760,11 +760,11 @@ func BenchmarkResumeHerd(b *testing.B) {
 	for b.Loop() {
 		b.StopTimer()
 		h := newHerd(b, 10_000)
-		var phases [2]recorder
+		var phases [2]HistogramRecorder
 		var phase atomic.Int32
 		_, err := h.g.RegisterSession(SessionConfig{ID: "there", UserID: "there", Sink: SinkFunc(func(_ context.Context, batch []*Message) error {
 			for _, m := range batch {
-				phases[phase.Load()].record(time.Duration(now() - m.entered))
+				phases[phase.Load()].Record(time.Duration(now() - m.entered))
 			}
 			return nil
 		})})
@@ -800,7 +800,7 @@ func BenchmarkResumeHerd(b *testing.B) {
 		drain(b, h.b)
 		drain(b, h.g)
 		h.whole(b)
-		before, during = before.Add(phases[0].snapshot()), during.Add(phases[1].snapshot())
+		before, during = before.Add(phases[0].Snapshot()), during.Add(phases[1].Snapshot())
 		all = all.Add(h.g.Stats().Lanes[P0].Latency.Sub(was))
 		b.StartTimer()
 	}

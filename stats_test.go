@@ -17,11 +17,11 @@ import (
 
 // recorded returns the Histogram of samples.
 func recorded(samples ...time.Duration) Histogram {
-	var r recorder
+	var r HistogramRecorder
 	for _, d := range samples {
-		r.record(d)
+		r.Record(d)
 	}
-	return r.snapshot()
+	return r.Snapshot()
 }
 
 // requireQuantiles compares h with the samples it is of: their quantiles by
@@ -81,14 +81,14 @@ func TestHistogram(t *testing.T) {
 		})
 		t.Run("a difference is the Histogram of what came between: "+name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed(t), 0))
-			var rec recorder
+			var rec HistogramRecorder
 			var earlier Histogram
 			for _, n := range []int{0, 1, 5, 0, 3000, 50} {
 				samples := draw(r, from, n)
 				for _, d := range samples {
-					rec.record(d)
+					rec.Record(d)
 				}
-				later := rec.snapshot()
+				later := rec.Snapshot()
 				requireQuantiles(t, later.Sub(earlier), samples)
 				earlier = later
 			}
@@ -172,7 +172,7 @@ func TestHistogram(t *testing.T) {
 	})
 
 	t.Run("it takes 7.5 KiB", func(t *testing.T) {
-		require.EqualValues(t, 7680+8, unsafe.Sizeof(recorder{}))
+		require.EqualValues(t, 7680+8, unsafe.Sizeof(HistogramRecorder{}))
 	})
 
 	t.Run("a quantile that is no number is some latency", func(t *testing.T) {
@@ -217,13 +217,13 @@ func TestRecorder(t *testing.T) {
 	withProcs(t, func(t *testing.T) {
 		const writers = 4
 		each := sized(50_000, 10_000)
-		var r recorder
+		var r HistogramRecorder
 		var wg, reader sync.WaitGroup
 		var over atomic.Bool
 		reader.Go(func() {
-			last := r.snapshot()
+			last := r.Snapshot()
 			for !over.Load() {
-				h := r.snapshot()
+				h := r.Snapshot()
 				for i := range h.counts {
 					if h.counts[i] < last.counts[i] {
 						t.Errorf("bucket %d went back", i)
@@ -242,7 +242,7 @@ func TestRecorder(t *testing.T) {
 			wg.Go(func() {
 				samples := draw(rand.New(rand.NewPCG(s, uint64(k))), distributions["all octaves"], each)
 				for _, d := range samples {
-					r.record(d)
+					r.Record(d)
 				}
 				mu.Lock()
 				want = append(want, samples...)
@@ -252,14 +252,14 @@ func TestRecorder(t *testing.T) {
 		wg.Wait()
 		over.Store(true)
 		reader.Wait()
-		h := r.snapshot()
+		h := r.Snapshot()
 		requireQuantiles(t, h, want)
 		require.Equal(t, slices.Max(want), h.Max())
 	})
 
 	t.Run("recording allocates nothing", func(t *testing.T) {
-		var r recorder
-		require.Zero(t, testing.AllocsPerRun(100, func() { r.record(12345) }))
+		var r HistogramRecorder
+		require.Zero(t, testing.AllocsPerRun(100, func() { r.Record(12345) }))
 	})
 }
 
