@@ -2,9 +2,13 @@ package wsgateway
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -21,6 +25,12 @@ const (
 	// closeTimeout is how long a peer has to answer our close frame, or
 	// WriteTimeout if that is less.
 	closeTimeout = 5 * time.Second
+
+	// refusalTimeout is closeTimeout for who is refused.
+	refusalTimeout = time.Second
+
+	// warnBefore is how long before its credentials expire a client is told.
+	warnBefore = time.Minute
 )
 
 // A conn is one WebSocket and the notification.Sink of its session.
@@ -30,96 +40,87 @@ const (
 // says goodbye and closes the socket. So there is one place that closes, and it
 // holds whoever began it.
 type conn struct {
-	// immutable after ServeHTTP
-	h       *Handler
-	who     Identity
-	after   string // the cursor that the client came with
-	sock    *socket
-	ws      *websocket.Conn
-	batches bool // batchProtocol was agreed on
+	// immutable once ready is closed
+	h         *Handler
+	user      string
+	batches   bool // batchProtocol was agreed on
+	sock      *socket
+	ws        *websocket.Conn
+	session   *notification.Session // nil if it was refused
+	refused   *ending               // why it has no session
+	abandoned bool                  // it was not upgraded
 
-	ready chan struct{} // closed when session is set and the welcome is written
+	ready  chan struct{} // closed when the welcome is written, or it was abandoned
+	beyond bool          // guarded by places.mu: it has no place
 
-	session *notification.Session // immutable once ready is closed
+	entered bool   // owned by ServeHTTP: it is in places
+	hello   []byte // owned by ServeHTTP, then by run: what is sent first
+
+	expires    atomic.Int64 // the credentials, in Unix nanoseconds; 0: never
+	refreshing atomic.Bool
+	refreshes  sync.WaitGroup // of at most one
 
 	// owned by run's goroutine, in which the library calls pinged and ponged too
-	budget    bucket
-	inMessage bool // between the first and the last frame of a message
+	budget      bucket
+	inMessage   bool               // between the first and the last frame of a message
+	warned      int64              // for which expires the client was warned
+	stopRefresh context.CancelFunc // of the last one
 
-	// owned by Push, of which there is one at a time
+	// owned by Push and Live, of which there is one call at a time
 	watching bool
 	dropped  uint64 // of Session.Dropped, how many the client has been told of
+
+	wire notification.Cursor // guarded by sock.writing: the last that was sent
 }
 
-func newConn(h *Handler, who Identity, after string) *conn {
-	return &conn{
-		h: h, who: who, after: after,
-		sock:   newSocket(&h.cfg, who.Expires),
-		ready:  make(chan struct{}),
-		budget: newBucket(h.cfg.CommandsPerSecond),
-	}
+func newConn(h *Handler) *conn {
+	c := &conn{h: h, ready: make(chan struct{}), budget: newBucket(h.cfg.CommandsPerSecond)}
+	c.sock = newSocket(&h.cfg, &h.counts, c)
+	return c
 }
 
 // end makes the connection end as e says, unless it is ending already. It does
 // not wait.
 func (c *conn) end(e *ending) { c.sock.end(e) }
 
+// abandon gives back what a handshake held that came to nothing.
+func (c *conn) abandon() {
+	c.abandoned = true
+	close(c.ready)
+	if c.session != nil {
+		_ = c.session.Close()
+	}
+	if c.sock.Conn != nil {
+		_ = c.sock.Close()
+	}
+	if c.entered {
+		c.h.places.leave(c)
+	}
+}
+
 // run is the connection's goroutine.
 func (c *conn) run() {
-	defer c.h.leave(c)
-	err := c.register()
+	defer c.h.places.leave(c)
+	err := c.begin()
 	for err == nil {
 		err = c.read()
 	}
 	c.finish(err)
+	c.refreshes.Wait()
 }
 
-// register makes the session and says welcome.
-func (c *conn) register() error {
+// begin says what comes before the first batch.
+func (c *conn) begin() (err error) {
 	defer close(c.ready)
-	cfg := notification.SessionConfig{ID: rand.Text(), UserID: c.who.UserID, Sink: c}
-	var frames []byte
-	var err error
-	cursor := c.after
-	if cursor != "" {
-		if cfg.After, err = notification.ParseCursor(cursor); err == nil {
-			c.session, err = c.h.gateway.RegisterSession(cfg)
-		}
-		// A cursor that is none is as good as one that is gone: either way the
-		// client has to load a snapshot.
-		if errors.Is(err, notification.ErrInvalid) || errors.Is(err, notification.ErrCursorGone) {
-			frames = appendReply(frames, &reply{Action: "reset", Reason: "cursor_gone"})
-			cursor = ""
-		}
+	if c.refused != nil {
+		return c.refused
 	}
-	if cursor == "" {
-		// A running Push has moved the cursor on before the client has the
-		// batch, and the welcome must not promise it. So no Push may come before
-		// we have looked: nothing passes the filter until then.
-		cfg.After, cfg.Channels = notification.Cursor{}, []notification.Channel{}
-		if c.session, err = c.h.gateway.RegisterSession(cfg); err == nil {
-			cursor = c.session.Cursor().String()
-			c.session.SubscribeAll()
-		}
-	}
-	switch {
-	case err == nil:
-	case errors.Is(err, notification.ErrTooManySessions):
-		return endBusy
-	case errors.Is(err, notification.ErrClosed):
-		return endGoingAway
-	default:
-		c.h.log.Error("websocket refused: no session", "user", c.who.UserID, "error", err)
-		return endFailed
-	}
-	c.session.Touch()
+	c.h.counts.accepted.Add(1)
 	if c.batches {
-		frames = appendReply(frames, &reply{Action: "welcome", SessionID: c.session.ID(), Cursor: &cursor})
+		err = c.sock.send(c.hello)
+		c.hello = nil
 	}
-	if len(frames) == 0 {
-		return nil
-	}
-	return c.sock.send(frames)
+	return err
 }
 
 // read reads a message and does what it says.
@@ -140,23 +141,27 @@ func (c *conn) read() error {
 	if !c.budget.take() {
 		return endFlood
 	}
-	var answer *reply
-	switch {
-	case kind != websocket.MessageText:
-		answer = failure("not_text", "commands are text messages")
-	case !utf8.Valid(text): // the library does not look
+	if kind == websocket.MessageText && !utf8.Valid(text) { // the library does not look
 		return endUTF8
-	default:
-		answer = execute(c.session, text)
 	}
-	if answer == nil {
+	c.h.counts.commands.Add(1)
+	return c.answer(c.execute(kind == websocket.MessageText, text))
+}
+
+// answer sends what a command leads to; nil: nothing.
+func (c *conn) answer(a *answer) error {
+	if a == nil {
 		return nil
 	}
-	return c.sock.send(appendReply(nil, answer))
+	if a.Action == "error" {
+		c.h.counts.commandErrors.Add(1)
+	}
+	return c.sock.send(appendJSONFrame(nil, a))
 }
 
 // heard notes that a whole message or control frame has arrived.
 func (c *conn) heard() {
+	c.h.counts.framesIn.Add(1)
 	c.session.Touch()
 	c.sock.heard(!c.inMessage)
 }
@@ -175,7 +180,7 @@ func (c *conn) pinged(_ context.Context, payload []byte) bool {
 	}
 	pong := append(appendHeader(nil, opPong, len(payload)), payload...)
 	if c.sock.send(pong) != nil {
-		c.end(endFailed)
+		c.end(endLost)
 	}
 	return false
 }
@@ -192,47 +197,122 @@ func (c *conn) ponged(context.Context, []byte) {
 	}
 }
 
+// setExpires changes when the credentials expire; the zero time is never.
+func (c *conn) setExpires(t time.Time) {
+	if t.IsZero() {
+		c.expires.Store(0)
+	} else {
+		c.expires.Store(t.UnixNano())
+	}
+}
+
+// next returns when the protocol has something to do, zero for never. The socket
+// asks, in the reader's goroutine.
+func (c *conn) next() (at time.Time) {
+	if expires := c.expires.Load(); expires != 0 {
+		at = time.Unix(0, expires)
+		if c.batches && c.warned != expires {
+			at = at.Add(-warnBefore)
+		}
+	}
+	if c.batches {
+		if beat := c.sock.lastSent().Add(c.h.cfg.HeartbeatInterval); at.IsZero() || beat.Before(at) {
+			at = beat
+		}
+	}
+	return at
+}
+
+// fire does what is due.
+func (c *conn) fire(now time.Time) error {
+	if expires := c.expires.Load(); expires != 0 {
+		left := time.Unix(0, expires).Sub(now)
+		if left <= 0 {
+			return endCredentials
+		}
+		if c.batches && c.warned != expires && left <= warnBefore {
+			c.warned = expires
+			if err := c.sock.send(appendJSONFrame(nil, expiring{"expiring", left.Milliseconds()})); err != nil {
+				return err
+			}
+		}
+	}
+	if c.batches && now.Sub(c.sock.lastSent()) >= c.h.cfg.HeartbeatInterval {
+		return c.heartbeat(now)
+	}
+	return nil
+}
+
+// heartbeat tells a client that nothing was for it, and a young cursor. The
+// cursor must not be older than that of a batch that was written before: it is,
+// between the writing and the moment when the session has taken note of it.
+func (c *conn) heartbeat(now time.Time) error {
+	if !c.sock.writing.TryLock() {
+		c.sock.sentAt.Store(now.UnixNano()) // something is being written
+		return nil
+	}
+	defer c.sock.writing.Unlock()
+	if cursor := c.session.Cursor(); cursor.Covers(c.wire) {
+		c.wire = cursor
+	}
+	return c.sock.sendLocked(appendJSONFrame(nil, heartbeat{"heartbeat", c.wire.String()}))
+}
+
 // finish ends the session and closes the socket, with a close frame if the peer
 // can still understand one. It takes no longer than grace and closeTimeout.
 func (c *conn) finish(err error) {
 	e := c.sock.cause.Load()
 	if e == nil && !errors.As(err, &e) {
-		switch {
-		case errors.Is(err, websocket.ErrMessageTooBig):
-			e = endTooBig
-		case websocket.CloseStatus(err) >= 0, errors.Is(err, io.EOF):
-			e = endNormal // the peer went
-		default:
-			e = endProtocol
-		}
+		e = endingOfRead(err)
 	}
 	c.end(e) // from here on whatever else comes is too late
+	if c.stopRefresh != nil {
+		c.stopRefresh()
+	}
 	if c.session != nil {
 		_ = c.session.Close()
 	}
 	wait := min(closeTimeout, c.h.cfg.WriteTimeout)
-	if e == endSilent {
+	switch e {
+	case endSilent:
 		wait = min(wait, grace)
+	case c.refused:
+		wait = min(wait, refusalTimeout)
 	}
 	by := time.Now().Add(wait)
 	if !e.by.IsZero() && e.by.Before(by) {
 		by = e.by
 	}
-	if c.sock.seal(by) {
+	if c.sock.seal(by) && e != endLost {
 		// It waits for the peer's close frame, whatever the peer sends instead,
 		// and the socket's deadline is what ends that.
 		_ = c.ws.Close(e.code, e.text)
 	}
 	_ = c.ws.CloseNow()
-	c.h.log.Debug("websocket ended", "user", c.who.UserID, "code", int(e.code), "reason", e.text, "error", err)
+	if c.refused == nil {
+		c.h.counts.close(e, websocket.CloseStatus(err))
+	}
+	c.h.log.Debug("websocket ended", "user", c.user, "code", int(e.code), "reason", e.text, "error", err)
+}
+
+// endingOfRead tells of a failed read how the connection ends.
+func endingOfRead(err error) *ending {
+	var broken *net.OpError
+	switch {
+	case errors.Is(err, websocket.ErrMessageTooBig):
+		return endTooBig
+	case websocket.CloseStatus(err) >= 0:
+		return endNormal // the peer went
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errSealed), errors.As(err, &broken):
+		return endLost
+	}
+	return endProtocol
 }
 
 // Push writes a batch, with one call to the socket.
 func (c *conn) Push(ctx context.Context, batch []*notification.Message) error {
-	select {
-	case <-c.ready:
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := c.awaitReady(ctx); err != nil {
+		return err
 	}
 	if !c.watching {
 		// Close is called after Push has returned: too late for a Push that
@@ -242,15 +322,54 @@ func (c *conn) Push(ctx context.Context, batch []*notification.Message) error {
 	}
 	buf := buffers.Get().(*[]byte)
 	defer release(buf)
-	if c.batches {
-		dropped := c.session.Dropped()
-		*buf = appendBatch((*buf)[:0], batch, c.session.Cursor().String(), dropped-c.dropped)
+	dropped := c.session.Dropped()
+	var cursor notification.Cursor
+	switch {
+	case c.batches:
+		cursor = c.session.Cursor()
+		*buf = appendBatch((*buf)[:0], batch, cursor.String(), dropped-c.dropped)
 		c.dropped = dropped
-	} else {
+	case dropped > 0: // there is no frame that could tell, and a hole must not be silent
+		return fmt.Errorf("wsgateway: %w: %d dropped", notification.ErrSlowConsumer, dropped)
+	default:
 		*buf = appendSingles((*buf)[:0], batch)
+		c.h.counts.framesOut.Add(uint64(len(batch) - 1))
 	}
-	return c.sock.send(*buf)
+	c.sock.writing.Lock()
+	defer c.sock.writing.Unlock()
+	err := c.sock.sendLocked(*buf)
+	if err == nil {
+		c.wire = cursor
+	} else if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("wsgateway: %w: %w", notification.ErrSlowConsumer, err)
+	}
+	return err
+}
+
+// Live says that what was replayed has been sent.
+func (c *conn) Live() {
+	if c.awaitReady(context.Background()) == nil && c.batches {
+		_ = c.sock.send(appendJSONFrame(nil, live{"live"})) // whoever reads or writes next finds out
+	}
+}
+
+// awaitReady waits until the client has been welcomed: a session is pushed to
+// from the moment in which it is registered, which is before the upgrade.
+func (c *conn) awaitReady(ctx context.Context) error {
+	select {
+	case <-c.ready:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if c.abandoned {
+		return errSealed
+	}
+	return nil
 }
 
 // Close is the session's: it leaves the rest to run.
-func (c *conn) Close(reason error) { c.end(endingOf(reason)) }
+func (c *conn) Close(reason error) {
+	if c.awaitReady(context.Background()) == nil {
+		c.end(endingOf(reason))
+	}
+}

@@ -65,7 +65,14 @@ func start(ln net.Listener) (*exchange, error) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/notifications", x.handler)
-	x.server = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	x.server = &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 5 * time.Second, // these end with the upgrade: the handler has its own
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      10 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+	}
 
 	x.running.Go(func() { _ = x.broker.Run(context.Background()) })
 	x.running.Go(func() { _ = x.gateway.Run(context.Background()) })
@@ -74,21 +81,29 @@ func start(ln net.Listener) (*exchange, error) {
 }
 
 // stop lets nobody in any more, delivers what was accepted, and closes the
-// WebSockets one after the other over the time it has.
-func (x *exchange) stop(ctx context.Context) error {
+// WebSockets one after the other. Each step has a time of its own: one that takes
+// all of it must not cost the next one.
+func (x *exchange) stop() error {
+	step := func(shutdown func(context.Context) error, within time.Duration) error {
+		ctx, cancel := context.WithTimeout(context.Background(), within)
+		defer cancel()
+		return shutdown(ctx)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- step(x.server.Shutdown, 30*time.Second) }() // it waits for requests, and nobody new comes in
 	err := errors.Join(
-		x.server.Shutdown(ctx),
-		x.broker.Shutdown(ctx),
-		x.handler.Shutdown(ctx),
-		x.gateway.Shutdown(ctx),
+		step(x.broker.Shutdown, 5*time.Second),
+		step(x.handler.Shutdown, 10*time.Second),
+		<-closed,
+		step(x.gateway.Shutdown, 5*time.Second),
 	)
 	x.running.Wait()
 	return err
 }
 
 // dial connects as a browser would, and asks for batches.
-func dial(ctx context.Context, addr, cursor string) (*websocket.Conn, error) {
-	ws, _, err := websocket.Dial(ctx, "ws://"+addr+"/notifications?cursor="+url.QueryEscape(cursor), &websocket.DialOptions{
+func dial(ctx context.Context, addr string, query url.Values) (*websocket.Conn, error) {
+	ws, _, err := websocket.Dial(ctx, "ws://"+addr+"/notifications?"+query.Encode(), &websocket.DialOptions{
 		HTTPHeader:   http.Header{"Cookie": {`session="alice's token"`}},
 		Subprotocols: []string{"notification.batch.v1"},
 	})
@@ -97,7 +112,7 @@ func dial(ctx context.Context, addr, cursor string) (*websocket.Conn, error) {
 
 // A frame is all that a client needs to understand.
 type frame struct {
-	Action        string                       `json:"action"` // welcome, reset, error, …; empty for a batch
+	Action        string                       `json:"action"` // welcome, reset, live, …; empty for a batch
 	Cursor        string                       `json:"cursor"`
 	Notifications []*notification.Notification `json:"notifications"`
 }
@@ -110,8 +125,8 @@ func read(ctx context.Context, ws *websocket.Conn) (f frame, err error) {
 	return f, err
 }
 
-// A server with a Gateway behind a WebSocket handler, and a client that
-// subscribes to one channel.
+// A server with a Gateway behind a WebSocket handler, and a client that wants
+// one channel.
 func ExampleNew() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -124,19 +139,11 @@ func ExampleNew() {
 		panic(err)
 	}
 
-	ws, err := dial(ctx, ln.Addr().String(), "")
+	ws, err := dial(ctx, ln.Addr().String(), url.Values{"channels": {"risk"}})
 	if err != nil {
 		panic(err)
 	}
-	for _, command := range []string{
-		`{"action":"subscribe","channels":["risk"]}`,
-		`{"action":"get_subscriptions"}`, // its answer tells that the filter holds
-	} {
-		if err := ws.Write(ctx, websocket.MessageText, []byte(command)); err != nil {
-			panic(err)
-		}
-	}
-	for range 2 { // the welcome and the answer
+	for range 2 {
 		f, err := read(ctx, ws)
 		if err != nil {
 			panic(err)
@@ -161,13 +168,13 @@ func ExampleNew() {
 	}
 
 	stopped := make(chan error)
-	go func() { stopped <- x.stop(ctx) }()
+	go func() { stopped <- x.stop() }()
 	_, err = read(ctx, ws)
 	fmt.Println("closed with", int(websocket.CloseStatus(err)))
 	fmt.Println(<-stopped)
 	// Output:
 	// welcome
-	// subscriptions_response
+	// live
 	// margin_call P0 deposit until noon
 	// closed with 1001
 	// <nil>
@@ -193,36 +200,42 @@ func Example_resume() {
 
 	cursor := ""
 	connect := func() *websocket.Conn {
-		ws, err := dial(ctx, ln.Addr().String(), cursor)
+		ws, err := dial(ctx, ln.Addr().String(), url.Values{"cursor": {cursor}})
 		if err != nil {
 			panic(err)
 		}
-		f, err := read(ctx, ws)
-		if err == nil && f.Action == "reset" { // the cursor is gone
-			fmt.Println("load a snapshot")
-			f, err = read(ctx, ws)
-		}
+		welcome, err := read(ctx, ws)
 		if err != nil {
 			panic(err)
 		}
-		cursor = f.Cursor // of the welcome
+		cursor = welcome.Cursor
 		return ws
 	}
 	receive := func(ws *websocket.Conn) {
-		f, err := read(ctx, ws)
-		if err != nil {
-			panic(err)
+		for {
+			f, err := read(ctx, ws)
+			if err != nil {
+				panic(err)
+			}
+			switch f.Action {
+			case "reset": // the cursor was gone
+				fmt.Println("load a snapshot")
+			case "live":
+				fmt.Println("live")
+				return
+			case "": // a batch
+				for _, n := range f.Notifications {
+					fmt.Println(n.Payload.(notification.OrderFilled).OrderID)
+				}
+				cursor = f.Cursor // only now: what it covers has been dealt with
+			}
 		}
-		for _, n := range f.Notifications {
-			fmt.Println(n.Payload.(notification.OrderFilled).OrderID)
-		}
-		cursor = f.Cursor // only now: what it covers has been dealt with
 	}
 
 	ws := connect()
-	publish("order-1")
 	receive(ws)
 	_ = ws.CloseNow() // the network fails
+	publish("order-1")
 	publish("order-2")
 
 	ws = connect()
@@ -230,11 +243,16 @@ func Example_resume() {
 	_ = ws.CloseNow()
 
 	x.gateway.Gap() // messages may have been lost: no cursor holds any more
-	_ = connect().CloseNow()
-	fmt.Println(x.stop(ctx))
+	ws = connect()
+	receive(ws)
+	_ = ws.CloseNow()
+	fmt.Println(x.stop())
 	// Output:
+	// live
 	// order-1
 	// order-2
+	// live
 	// load a snapshot
+	// live
 	// <nil>
 }

@@ -71,7 +71,7 @@ func TestAStuckPeer(t *testing.T) {
 			}
 			<-session.Done()
 			t.Logf("ended after %s with %v; WriteTimeout %s", time.Since(start).Round(time.Millisecond), session.Err(), cfg.WriteTimeout)
-			eventually(t, "the connection gone", func() bool { return active(s) == 0 || lively != nil && active(s) == 1 })
+			eventually(t, "the connection gone", func() bool { return taken(s) == 0 || lively != nil && taken(s) == 1 })
 			t.Logf("gone after %s", time.Since(start).Round(time.Millisecond))
 			require.Zero(t, s.gateway.Stats().Hung, "no pusher was left behind")
 		})
@@ -89,7 +89,7 @@ func TestAStuckPeer(t *testing.T) {
 		eventually(t, "a blocked Push", func() bool { return s.gateway.Stats().Lanes[notification.P0].Pending > 0 })
 		require.NoError(t, session.Close())
 		<-session.Done()
-		eventually(t, "the connection gone", func() bool { return active(s) == 0 })
+		eventually(t, "the connection gone", func() bool { return taken(s) == 0 })
 		require.Zero(t, s.gateway.Stats().Hung)
 	})
 	t.Run("that reads again in time is told 4000, and then nothing more", func(t *testing.T) {
@@ -106,12 +106,6 @@ func TestAStuckPeer(t *testing.T) {
 		require.NotEmpty(t, heard)
 		require.Equal(t, 4000, code)
 	})
-}
-
-func active(s *server) int {
-	s.handler.mu.Lock()
-	defer s.handler.mu.Unlock()
-	return s.handler.active
 }
 
 // dial connects a user who will not read unless the test does.
@@ -138,7 +132,7 @@ func secureListener(t *testing.T, ln net.Listener) net.Listener {
 func TestSocket(t *testing.T) {
 	here, there := net.Pipe()
 	defer there.Close()
-	s := newSocket(&Config{WriteTimeout: patience, PingInterval: patience, ReadLimit: 1}, time.Time{})
+	s := newSocket(&Config{WriteTimeout: patience, PingInterval: patience, ReadLimit: 1}, new(counters), nil)
 	s.Conn = here
 	go func() { _, _ = io.Copy(io.Discard, there) }() // ends when there is closed
 	t.Run("after a close frame nothing is written", func(t *testing.T) {
@@ -158,7 +152,7 @@ func TestSocket(t *testing.T) {
 	t.Run("a Close does not wait for a write that is stuck", func(t *testing.T) {
 		stuck, nobody := net.Pipe()
 		defer nobody.Close()
-		s := newSocket(&Config{WriteTimeout: time.Hour, PingInterval: time.Hour}, time.Time{})
+		s := newSocket(&Config{WriteTimeout: time.Hour, PingInterval: time.Hour}, new(counters), nil)
 		s.Conn = stuck
 		failed := make(chan error)
 		go func() { failed <- s.send([]byte("frame")) }()
@@ -213,7 +207,7 @@ func TestSilence(t *testing.T) {
 			}
 			s.gateway.Gap()
 			code, _ := c.goodbye()
-			require.Equal(t, 4003, code)
+			require.Equal(t, 4100, code)
 		})
 	}
 	t.Run("a peer that speaks is not pinged", func(t *testing.T) {
@@ -301,12 +295,12 @@ func TestTraps(t *testing.T) {
 			_, _ = c.Write(append(masked(opText, []byte("x")), masked(fin|opText, []byte("x"))...))
 		}, []int{1002}},
 		{"a close frame with a code that is none", func(c *rawClient) { _, _ = c.Write(masked(fin|8, []byte{0, 1})) }, []int{1002}},
-		{"a write half that is closed", func(c *rawClient) { _ = c.Conn.(*net.TCPConn).CloseWrite() }, []int{1000}},
+		{"a write half that is closed", func(c *rawClient) { _ = c.Conn.(*net.TCPConn).CloseWrite() }, []int{0}},
 	} {
 		t.Run(test.name+" ends the connection, by its deadline", func(t *testing.T) {
 			t.Parallel()
 			cfg := impatient
-			cfg.CommandsPerSecond = 200
+			cfg.CommandsPerSecond, cfg.ReadLimit = 200, 4<<10
 			cfg.PingInterval = patience
 			s := serve(t, notification.GatewayConfig{}, cfg)
 			c := s.rawDial("mallory")
@@ -318,7 +312,7 @@ func TestTraps(t *testing.T) {
 			sending.Wait()
 			require.Contains(t, test.codes, code)
 			s.noSessions()
-			eventually(t, "the connection gone", func() bool { return active(s) == 0 })
+			eventually(t, "the connection gone", func() bool { return taken(s) == 0 })
 		})
 		t.Run(test.name+" does not keep the server from closing", func(t *testing.T) {
 			t.Parallel()
@@ -330,7 +324,7 @@ func TestTraps(t *testing.T) {
 			sending.Go(func() { _, _ = io.Copy(io.Discard, c.r) })
 			_ = session.Close()
 			<-session.Done()
-			eventually(t, "the connection gone", func() bool { return active(s) == 0 })
+			eventually(t, "the connection gone", func() bool { return taken(s) == 0 })
 			sending.Wait()
 		})
 	}
@@ -343,7 +337,7 @@ func TestHostileConnections(t *testing.T) {
 	cfg.PingInterval, cfg.PongTimeout, cfg.CommandsPerSecond = 500*time.Millisecond, 2*time.Second, 10
 	s := serve(t, notification.GatewayConfig{}, cfg)
 	require.NoError(t, s.dial("first", false, "").ws.CloseNow())
-	eventually(t, "all that serves, and nobody else", func() bool { return s.gateway.Stats().Ended.Closed == 1 && active(s) == 0 })
+	eventually(t, "all that serves, and nobody else", func() bool { return s.gateway.Stats().Ended.Closed == 1 && taken(s) == 0 })
 	fds, routines := descriptors(t), runtime.NumGoroutine()
 	start := time.Now()
 

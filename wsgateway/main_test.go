@@ -171,8 +171,7 @@ func (s *server) publish(user string, p notification.Payload) *notification.Noti
 	return n
 }
 
-// session waits for the user's only session, until its filter is open: for a
-// moment it is not.
+// session waits for the user's only session.
 func (s *server) session(user string) *notification.Session {
 	s.t.Helper()
 	var found *notification.Session
@@ -180,9 +179,22 @@ func (s *server) session(user string) *notification.Session {
 		for session := range s.gateway.UserSessions(user) {
 			found = session
 		}
-		return found != nil && len(found.Subscriptions()) > 0
+		return found != nil
 	})
 	return found
+}
+
+// noConnections waits until every place is free again.
+func (s *server) noConnections() {
+	s.t.Helper()
+	eventually(s.t, "no connection is counted", func() bool { return taken(s) == 0 })
+}
+
+// taken returns how many connections and handshakes there are.
+func taken(s *server) int {
+	s.handler.places.mu.Lock()
+	defer s.handler.places.mu.Unlock()
+	return s.handler.places.taken + s.handler.places.beyond
 }
 
 func (s *server) noSessions() {
@@ -248,6 +260,12 @@ type frame struct {
 	Action        string
 	SessionID     string `json:"session_id"`
 	Cursor        string
+	Resumed       bool
+	HeartbeatMS   int `json:"heartbeat_ms"`
+	Refresh       bool
+	InMS          *int `json:"in_ms"`
+	ExpiresInMS   *int `json:"expires_in_ms"`
+	ID            json.RawMessage
 	Reason        string
 	Code          string
 	Message       string

@@ -1,30 +1,21 @@
 package wsgateway
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/coder/websocket"
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/web"
 )
 
 // batchProtocol is the subprotocol with a welcome, cursors and several
 // notifications in a frame.
 const batchProtocol = "notification.batch.v1"
-
-// The close codes of our own; the README says what a client should do about
-// each.
-const (
-	statusSlowConsumer websocket.StatusCode = 4000
-	statusExpired      websocket.StatusCode = 4001
-	statusReplaced     websocket.StatusCode = 4002
-	statusGap          websocket.StatusCode = 4003
-	statusCredentials  websocket.StatusCode = 4401
-)
 
 // An ending is why a connection ends, as the peer is told.
 type ending struct {
@@ -38,80 +29,120 @@ func (e *ending) Error() string {
 }
 
 var (
-	endNormal      = &ending{code: websocket.StatusNormalClosure, text: "closed"}
-	endGoingAway   = &ending{code: websocket.StatusGoingAway, text: "server going away"}
-	endBusy        = &ending{code: websocket.StatusTryAgainLater, text: "too many sessions"}
-	endProtocol    = &ending{code: websocket.StatusProtocolError, text: "protocol error"}
-	endUTF8        = &ending{code: websocket.StatusInvalidFramePayloadData, text: "text is not UTF-8"}
-	endFlood       = &ending{code: websocket.StatusPolicyViolation, text: "too many commands"}
-	endDribble     = &ending{code: websocket.StatusPolicyViolation, text: "message not finished in time"}
-	endTooBig      = &ending{code: websocket.StatusMessageTooBig, text: "message too big"}
-	endFailed      = &ending{code: websocket.StatusInternalError, text: "internal error"}
-	endSlow        = &ending{code: statusSlowConsumer, text: "slow consumer"}
-	endExpired     = &ending{code: statusExpired, text: "session expired"}
-	endSilent      = &ending{code: statusExpired, text: "no answer to a ping"}
-	endReplaced    = &ending{code: statusReplaced, text: "replaced by a newer session"}
-	endGap         = &ending{code: statusGap, text: "gap"}
-	endCredentials = &ending{code: statusCredentials, text: "credentials expired"}
+	endNormal       = newEnding(web.CodeNormal, "closed")
+	endGoingAway    = newEnding(web.CodeGoingAway, "server going away")
+	endProtocol     = newEnding(web.CodeProtocol, "protocol error")
+	endLost         = newEnding(web.CodeAbnormal, "connection lost") // never sent
+	endUTF8         = newEnding(web.CodeBadText, "text is not UTF-8")
+	endFlood        = newEnding(web.CodePolicy, "too many commands")
+	endDribble      = newEnding(web.CodePolicy, "message not finished in time")
+	endTooBig       = newEnding(web.CodeTooBig, "message too big")
+	endFailed       = newEnding(web.CodeFailed, "internal error")
+	endSlow         = newEnding(web.CodeSlow, "slow consumer")
+	endExpired      = newEnding(web.CodeNotHeard, "session expired")
+	endSilent       = newEnding(web.CodeNotHeard, "no answer to a ping")
+	endGap          = newEnding(web.CodeGap, "gap")
+	endBadRequest   = newEnding(web.CodeBadRequest, "bad request")
+	endCredentials  = newEnding(web.CodeCredentials, "credentials expired")
+	endUnauthorized = newEnding(web.CodeCredentials, "unauthorized")
+	endForbidden    = newEnding(web.CodeForbidden, "forbidden")
+	endReplaced     = newEnding(web.CodeReplaced, "replaced by a newer session")
 )
+
+func newEnding(code web.Code, text string) *ending {
+	return &ending{code: websocket.StatusCode(code), text: text}
+}
 
 // endingOf translates why a session ended.
 func endingOf(reason error) *ending {
-	for _, t := range []struct {
-		reason error
-		end    *ending
-	}{
-		{notification.ErrSessionClosed, endNormal},
-		{notification.ErrSessionExpired, endExpired},
-		{notification.ErrSessionReplaced, endReplaced},
-		{notification.ErrSlowConsumer, endSlow},
-		{notification.ErrGap, endGap},
-		{notification.ErrGatewayClosed, endGoingAway},
-	} {
-		if errors.Is(reason, t.reason) {
-			return t.end
+	code := websocket.StatusCode(web.CodeOf(reason))
+	for _, e := range []*ending{endNormal, endGoingAway, endSlow, endExpired, endGap, endReplaced} {
+		if e.code == code {
+			return e
 		}
 	}
 	return endFailed
 }
 
+// What the server says of itself. The README shows each.
+type (
+	welcome struct {
+		Action      string                 `json:"action"`
+		SessionID   string                 `json:"session_id"`
+		Cursor      string                 `json:"cursor"`
+		Resumed     bool                   `json:"resumed"`
+		Channels    []notification.Channel `json:"channels"`
+		HeartbeatMS int64                  `json:"heartbeat_ms"`
+		Refresh     bool                   `json:"refresh"`
+	}
+	reset struct {
+		Action string `json:"action"`
+		Reason string `json:"reason"`
+	}
+	live struct {
+		Action string `json:"action"`
+	}
+	heartbeat struct {
+		Action string `json:"action"`
+		Cursor string `json:"cursor"`
+	}
+	expiring struct {
+		Action string `json:"action"`
+		InMS   int64  `json:"in_ms"`
+	}
+)
+
 // A command is what a client may say.
 type command struct {
-	Action   string   `json:"action"`
-	Channels []string `json:"channels"`
+	Action   string          `json:"action"`
+	ID       json.RawMessage `json:"id"`
+	Channels []string        `json:"channels"`
+	Token    string          `json:"token"`
 }
 
-// A reply is what we say beside notifications.
-type reply struct {
-	Action    string                 `json:"action"`
-	SessionID string                 `json:"session_id,omitempty"`
-	Cursor    *string                `json:"cursor,omitempty"`
-	Channels  []notification.Channel `json:"channels,omitzero"`
-	Reason    string                 `json:"reason,omitempty"`
-	Code      string                 `json:"code,omitempty"`
-	Message   string                 `json:"message,omitempty"`
+// maxCommandID bounds what is echoed.
+const maxCommandID = 64
+
+// An answer is what a command leads to.
+type answer struct {
+	Action      string                 `json:"action"`
+	ID          json.RawMessage        `json:"id,omitempty"`
+	Code        string                 `json:"code,omitempty"`
+	Message     string                 `json:"message,omitempty"`
+	Channels    []notification.Channel `json:"channels,omitzero"`
+	ExpiresInMS *int64                 `json:"expires_in_ms,omitempty"`
 }
 
-func failure(code, message string) *reply {
-	return &reply{Action: "error", Code: code, Message: message}
+func failure(id json.RawMessage, code, message string) *answer {
+	return &answer{Action: "error", ID: id, Code: code, Message: message}
 }
 
-// execute does what a text message asks for and returns the answer, nil if
-// there is none. A command with something wrong in it does nothing at all.
-func execute(s *notification.Session, text []byte) *reply {
+// execute does what a message asks for and returns the answer, nil if there is
+// none. A command with something wrong in it does nothing at all.
+func (c *conn) execute(isText bool, text []byte) *answer {
+	if !isText {
+		return failure(nil, "not_text", "commands are text messages")
+	}
 	var cmd command
 	if err := json.Unmarshal(text, &cmd); err != nil {
-		return failure("bad_json", "a command is a JSON object with an action, and channels as a list of strings")
+		return failure(nil, "bad_json", "a command is a JSON object with an action, and channels as a list of strings")
 	}
+	if len(cmd.ID) > maxCommandID {
+		return failure(nil, "bad_id", "an id has at most 64 bytes")
+	}
+	if string(cmd.ID) == "null" {
+		cmd.ID = nil
+	}
+	s := c.session
 	switch cmd.Action {
 	case "subscribe", "unsubscribe":
 		if len(cmd.Channels) == 0 {
-			return failure("no_channels", cmd.Action+" names no channels")
+			return failure(cmd.ID, "no_channels", cmd.Action+" names no channels")
 		}
 		channels := make([]notification.Channel, len(cmd.Channels))
 		for i, name := range cmd.Channels {
 			if err := channels[i].UnmarshalText([]byte(name)); err != nil {
-				return failure("unknown_channel", "the channels are trade, account, position, risk and system")
+				return failure(cmd.ID, "unknown_channel", "the channels are trade, account, position, risk and system")
 			}
 		}
 		if cmd.Action == "subscribe" {
@@ -119,16 +150,21 @@ func execute(s *notification.Session, text []byte) *reply {
 		} else {
 			s.Unsubscribe(channels...)
 		}
-		return nil
 	case "unsubscribe_all":
 		s.SubscribeAll()
-		return nil
 	case "get_subscriptions":
-		return &reply{Action: "subscriptions_response", Channels: s.Subscriptions()}
+		return &answer{Action: "subscriptions_response", ID: cmd.ID, Channels: s.Subscriptions()}
 	case "ping":
-		return &reply{Action: "pong"}
+		return &answer{Action: "pong", ID: cmd.ID}
+	case "authenticate":
+		return c.authenticate(cmd.ID, cmd.Token)
+	default:
+		return failure(cmd.ID, "unknown_action", "the actions are subscribe, unsubscribe, unsubscribe_all, get_subscriptions, ping and authenticate")
 	}
-	return failure("unknown_action", "the actions are subscribe, unsubscribe, unsubscribe_all, get_subscriptions and ping")
+	if cmd.ID == nil {
+		return nil
+	}
+	return &answer{Action: "ok", ID: cmd.ID, Channels: s.Subscriptions()}
 }
 
 // The opcodes that we write ourselves.
@@ -150,13 +186,17 @@ func appendHeader(b []byte, opcode byte, length int) []byte {
 	return binary.BigEndian.AppendUint64(append(b, 127), uint64(length))
 }
 
-// appendReply appends r as a frame.
-func appendReply(b []byte, r *reply) []byte {
-	text, err := json.Marshal(r)
-	if err != nil {
-		panic(err) // strings and channels always can
+// appendJSONFrame appends v as a frame of JSON. What came from the client stays
+// as it was: nothing is escaped for HTML.
+func appendJSONFrame(b []byte, v any) []byte {
+	var text bytes.Buffer
+	enc := json.NewEncoder(&text)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		panic(err) // strings, numbers, channels, and JSON that was read always can
 	}
-	return append(appendHeader(b, opText, len(text)), text...)
+	line := bytes.TrimSuffix(text.Bytes(), []byte("\n"))
+	return append(appendHeader(b, opText, len(line)), line...)
 }
 
 // appendSingles appends a frame for each message.
@@ -201,25 +241,4 @@ func release(buf *[]byte) {
 	if cap(*buf) <= maxPooled {
 		buffers.Put(buf)
 	}
-}
-
-// A bucket bounds how many commands come per second, and at once.
-type bucket struct {
-	rate, tokens float64
-	at           time.Time
-}
-
-func newBucket(perSecond int) bucket {
-	return bucket{rate: float64(perSecond), tokens: float64(perSecond), at: time.Now()}
-}
-
-func (b *bucket) take() bool {
-	now := time.Now()
-	b.tokens = min(b.tokens+b.rate*now.Sub(b.at).Seconds(), b.rate)
-	b.at = now
-	if b.tokens < 1 {
-		return false
-	}
-	b.tokens--
-	return true
 }

@@ -1,17 +1,19 @@
 package wsgateway
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
-	"io"
 	"net"
-	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 )
+
+// timers are what is due beside the socket's own. The reader calls both.
+type timers interface {
+	next() time.Time          // zero: never
+	fire(now time.Time) error // does what is due, if anything; an error ends the connection
+}
 
 // A socket is the net.Conn under a WebSocket, with the deadlines that make every
 // call on it return. The library reads through it; of writing it does nothing
@@ -21,10 +23,13 @@ import (
 type socket struct {
 	net.Conn      // immutable after Hijack
 	cfg           *Config
-	expires       time.Time // immutable; zero: never
-	longestOnWire int       // immutable: bytes that a message may take with all its headers
+	counts        *counters
+	protocol      timers
+	longestOnWire int // immutable: bytes that a message may take with all its headers
 
 	cause    atomic.Pointer[ending]    // why it ends, once it does
+	poked    atomic.Bool               // what is due has changed
+	sentAt   atomic.Int64              // when the last write began, in Unix nanoseconds
 	writesBy atomic.Pointer[time.Time] // no write may take longer; nil: WriteTimeout
 
 	// writing is held during a write, so that frames stay whole.
@@ -41,14 +46,16 @@ type socket struct {
 	closed bool      // sealed: the read deadline is final
 }
 
-func newSocket(cfg *Config, expires time.Time) *socket {
-	return &socket{
-		cfg: cfg, expires: expires,
+func newSocket(cfg *Config, counts *counters, protocol timers) *socket {
+	s := &socket{
+		cfg: cfg, counts: counts, protocol: protocol,
 		// A client may send its message a byte at a time, each in a frame with 6
 		// bytes of header. Endless empty frames are not within ReadLimit's reach.
 		longestOnWire: 7*int(cfg.ReadLimit) + 1024,
 		pingAt:        time.Now().Add(cfg.PingInterval),
 	}
+	s.sentAt.Store(time.Now().UnixNano())
+	return s
 }
 
 var errSealed = errors.New("wsgateway: connection is closing")
@@ -71,6 +78,7 @@ func (s *socket) Read(p []byte) (int, error) {
 		n, err := s.Conn.Read(p)
 		switch {
 		case n > 0 && !s.closed:
+			s.counts.bytesIn.Add(uint64(n))
 			return n, s.arrived(n)
 		case s.closed, !errors.Is(err, os.ErrDeadlineExceeded):
 			return n, err
@@ -83,16 +91,17 @@ func (s *socket) Read(p []byte) (int, error) {
 
 // arm sets the read deadline to what is due first.
 func (s *socket) arm() {
+	s.poked.Store(false)
 	s.armed = s.pingAt
-	for _, t := range []time.Time{s.pongBy, s.restBy, s.expires} {
+	for _, t := range []time.Time{s.pongBy, s.restBy, s.protocol.next()} {
 		if !t.IsZero() && (s.armed.IsZero() || t.Before(s.armed)) {
 			s.armed = t
 		}
 	}
 	_ = s.SetReadDeadline(s.armed)
-	// end sets the deadline to the past after it has stored the cause. If that
-	// was undone just now, the cause is there to be seen.
-	if s.cause.Load() != nil {
+	// end and poke set the deadline to the past after they have stored why. If
+	// that was undone just now, the reason is there to be seen.
+	if s.cause.Load() != nil || s.poked.Load() {
 		_ = s.SetReadDeadline(time.Unix(1, 0))
 	}
 }
@@ -105,8 +114,6 @@ func (s *socket) alarm() error {
 	now := time.Now()
 	due := func(t time.Time) bool { return !t.IsZero() && !now.Before(t) }
 	switch {
-	case due(s.expires):
-		return endCredentials
 	case due(s.restBy):
 		return endDribble
 	case due(s.pongBy):
@@ -117,9 +124,21 @@ func (s *socket) alarm() error {
 			return err
 		}
 	}
+	if err := s.protocol.fire(now); err != nil {
+		return err
+	}
 	s.arm()
 	return nil
 }
+
+// poke rouses the reader, because what next returns has changed.
+func (s *socket) poke() {
+	s.poked.Store(true)
+	_ = s.SetReadDeadline(time.Unix(1, 0))
+}
+
+// lastSent returns when the last write began, or the socket if there was none.
+func (s *socket) lastSent() time.Time { return time.Unix(0, s.sentAt.Load()) }
 
 // arrived starts the clock of a frame at its first byte. If that came along with
 // the end of the one before, it starts with the next byte; should none come, the
@@ -152,6 +171,11 @@ func (s *socket) ponged() { s.pongBy = time.Time{} }
 func (s *socket) send(frames []byte) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
+	return s.sendLocked(frames)
+}
+
+// sendLocked is send for whoever holds s.writing.
+func (s *socket) sendLocked(frames []byte) error {
 	if s.sealed {
 		return errSealed
 	}
@@ -177,15 +201,18 @@ func (s *socket) Write(p []byte) (int, error) {
 // store what they want before they set the deadline, so that it is seen here if
 // it was overwritten. s.writing is held.
 func (s *socket) write(p []byte) error {
-	_ = s.SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout))
+	start := time.Now()
+	s.sentAt.Store(start.UnixNano())
+	_ = s.SetWriteDeadline(start.Add(s.cfg.WriteTimeout))
 	if by := s.writesBy.Load(); by != nil {
 		_ = s.SetWriteDeadline(*by)
 	}
-	_, err := s.Conn.Write(p)
-	if err != nil {
+	if _, err := s.Conn.Write(p); err != nil {
 		s.sealed, s.broken = true, true
+		return err
 	}
-	return err
+	s.counts.wrote(len(p), time.Since(start))
+	return nil
 }
 
 // hurry leaves a write that is under way, and any other, no more than grace.
@@ -228,58 +255,3 @@ func (s *socket) Close() error {
 	}
 	return raw.Close()
 }
-
-// canHijack reports whether websocket.Accept will find a Hijacker in w. It finds
-// one in hijackWriter, always, and would learn of a failure after the answer has
-// begun.
-func canHijack(w http.ResponseWriter) bool {
-	for {
-		switch t := w.(type) {
-		case http.Hijacker:
-			return true
-		case interface{ Unwrap() http.ResponseWriter }:
-			w = t.Unwrap()
-		default:
-			return false
-		}
-	}
-}
-
-// A hijackWriter puts the socket between the library and the net.Conn, so that
-// the http.Server needs no ConnContext.
-type hijackWriter struct {
-	http.ResponseWriter
-	sock *socket
-}
-
-// Hijack returns small buffers in place of net/http's of 4 KiB each: commands
-// are short, and of writing the library does nothing but close frames.
-func (w hijackWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	nc, brw, err := http.NewResponseController(w.ResponseWriter).Hijack()
-	if err != nil {
-		return nil, nil, err
-	}
-	w.sock.Conn = nc
-	early, err := brw.Reader.Peek(brw.Reader.Buffered()) // what followed the handshake at once
-	if err != nil {
-		return nil, nil, errors.Join(err, nc.Close())
-	}
-	br := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(bytes.Clone(early)), w.sock), max(len(early), readBuffer))
-	if _, err := br.Peek(len(early)); err != nil {
-		return nil, nil, errors.Join(err, nc.Close())
-	}
-	return w.sock, bufio.NewReadWriter(br, bufio.NewWriterSize(w.sock, closeBuffer)), nil
-}
-
-// WriteHeaderNow is what the library calls for writers that put off their header
-// until something is written, gin's above all: it must reach them.
-func (w hijackWriter) WriteHeaderNow() {
-	if lazy, ok := w.ResponseWriter.(interface{ WriteHeaderNow() }); ok {
-		lazy.WriteHeaderNow()
-	}
-}
-
-const (
-	readBuffer  = 512
-	closeBuffer = 128 // a control frame from a server has at most 127 bytes
-)

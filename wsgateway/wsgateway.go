@@ -1,25 +1,28 @@
 // Package wsgateway connects WebSocket clients to a notification.Gateway.
 //
-// A [Handler] is an http.Handler: it asks Authenticate who the client is,
-// upgrades the connection, registers a session for it and writes what the
-// Gateway pushes. The protocol, the close codes and what a client should do
-// about each are in the README of this module.
+// A [Handler] is an http.Handler: it checks the handshake and its origin, asks
+// Authenticate who the client is, registers a session, upgrades the connection
+// and writes what the Gateway pushes. What is published once the client has seen
+// its connection open reaches it. The protocol, the close codes and what a client
+// should do about each are in the README of this module.
 //
 // # Goroutines
 //
 // A connection costs one goroutine, which reads. The Gateway's pushers write,
-// and the read deadline is the connection's only timer: it tells when a ping is
-// due, when its answer is, when a frame that has begun must be there, when the
-// credentials expire, and, set to the past, that the connection is to end.
-// Handler.Shutdown waits for these goroutines. (When a session ends that was
-// pushed to, one more lives for a microsecond: it cuts a write that blocks.)
+// and the read deadline is the connection's only timer: it tells when a
+// heartbeat or a ping is due, when the answer to a ping is, when a frame that has
+// begun must be there, when the credentials expire, and, set to the past, that
+// the connection is to end. Handler.Shutdown waits for these goroutines. Two more
+// live for a while: one in a call of Config.Refresh, which the connection waits
+// for; and, when a session ends that was pushed to, one that cuts a write that
+// blocks, in a microsecond.
 //
 // # What peers may do
 //
 // Anything. Every read and write has a deadline on the net.Conn itself, below
 // the WebSocket library, so that neither it nor a peer that stalls, dribbles or
 // lies about lengths can keep a goroutine or a descriptor. What comes before the
-// upgrade is net/http's: give the http.Server a ReadHeaderTimeout.
+// upgrade is net/http's: give the http.Server its deadlines, as README shows.
 package wsgateway
 
 import (
@@ -31,25 +34,44 @@ import (
 	"net/http"
 	"path"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/coder/websocket"
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/web"
 )
+
+// Sessions is where sessions are made: a *notification.Gateway, or whatever
+// chooses between several.
+type Sessions interface {
+	RegisterSession(notification.SessionConfig) (*notification.Session, error)
+}
 
 // Config configures a Handler. Authenticate is required; zero is the default
 // for the others, negative is invalid.
 type Config struct {
-	// Authenticate tells who sends a request, before it is upgraded; an error is
-	// answered with 401 and goes to Logger alone. It is the only source of the
-	// user: nothing that a client says later changes it. It is called from many
-	// goroutines at once and should heed the request's context.
+	// Authenticate tells who sends a request. It is the only source of the user:
+	// nothing that a client says later changes it. It is called after handshake
+	// and origin were found good, and before the upgrade. An error refuses the
+	// request: with 403 and 4403 if it Is web.ErrForbidden, else with 401 and
+	// 4401; its text goes to Logger alone. It is called from many goroutines at
+	// once and should heed the request's context.
 	Authenticate func(*http.Request) (Identity, error)
+	// Refresh tells whether token, which a client that is connected as id sends
+	// before its credentials expire, extends them; nil: clients reconnect
+	// instead. It returns the user as before, or the client is refused, and the
+	// new Expires. An error leaves everything as it was; its text goes to Logger
+	// alone. It has 5 s, until ctx ends, and should heed that. One call at a time
+	// for a connection.
+	Refresh func(ctx context.Context, id Identity, token string) (Identity, error)
 	// OriginPatterns are the origins that browsers may connect from, beside the
 	// host that they connect to: hosts, or scheme://host, as path.Match has
 	// them, without regard to case. Others get 403. Default: none.
 	OriginPatterns []string
+	// HeartbeatInterval is how long nothing may be sent to a client of the batch
+	// protocol before it gets a heartbeat; default 20 s. A client that hears
+	// nothing for 2.5 times as long reconnects.
+	HeartbeatInterval time.Duration
 	// PingInterval is how long a peer may be quiet before it is pinged; default
 	// 20 s. It should be well below the Gateway's SessionTimeout.
 	PingInterval time.Duration
@@ -60,37 +82,37 @@ type Config struct {
 	// for the frames of one batch; default 10 s. A peer that does not is gone at
 	// the latest a second later.
 	WriteTimeout time.Duration
-	// ReadLimit is how many bytes a message from a client may have; default 4
-	// KiB. Over it the connection ends with 1009.
+	// ReadLimit is how many bytes a message from a client may have; default 16
+	// KiB, which has room for a token. Over it the connection ends with 1009.
 	ReadLimit int64
 	// CommandsPerSecond is how many commands, pings and pongs together a client
 	// may send, on average and at once; default 10. Over it the connection ends
 	// with 1008.
 	CommandsPerSecond int
 	// MaxConnections bounds the connections, upgrades under way included; over
-	// it the answer is 503. Default 0: no bound.
+	// it the answer is 503, unless the user has one here already: that one then
+	// gives way. Default 0: no bound.
 	MaxConnections int
 	// Logger gets, at Debug, why a connection was refused or ended, and above it
-	// what the server does wrong; nil discards.
+	// that there is no room, and what the server does wrong; nil discards. No
+	// token, ticket or URL is logged.
 	Logger *slog.Logger
 }
 
-// Identity is what Authenticate found out.
-type Identity struct {
-	// UserID is whose notifications the connection gets. Nobody (empty) and
-	// everybody (notification.AllUsers) are refused.
-	UserID string
-	// Expires is until when the credentials hold: then the connection ends with
-	// 4401. Zero: for ever.
-	Expires time.Time
-}
+// Identity is what Authenticate found out. At Expires the connection ends with
+// 4401.
+type Identity = web.Identity
+
+// Stats is what a Handler counts.
+type Stats = web.Stats
 
 func (c *Config) setDefaults() error {
 	c.OriginPatterns = slices.Clone(c.OriginPatterns)
+	c.HeartbeatInterval = cmp.Or(c.HeartbeatInterval, 20*time.Second)
 	c.PingInterval = cmp.Or(c.PingInterval, 20*time.Second)
 	c.PongTimeout = cmp.Or(c.PongTimeout, 10*time.Second)
 	c.WriteTimeout = cmp.Or(c.WriteTimeout, 10*time.Second)
-	c.ReadLimit = cmp.Or(c.ReadLimit, 4<<10)
+	c.ReadLimit = cmp.Or(c.ReadLimit, 16<<10)
 	c.CommandsPerSecond = cmp.Or(c.CommandsPerSecond, 10)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -107,6 +129,7 @@ func (c *Config) setDefaults() error {
 		name  string
 		value int64
 	}{
+		{"HeartbeatInterval", int64(c.HeartbeatInterval)},
 		{"PingInterval", int64(c.PingInterval)},
 		{"PongTimeout", int64(c.PongTimeout)},
 		{"WriteTimeout", int64(c.WriteTimeout)},
@@ -124,82 +147,90 @@ func (c *Config) setDefaults() error {
 	return nil
 }
 
-// A Handler upgrades requests to WebSockets and makes each a session of its
-// Gateway. New makes one. All methods may be called at any time, from anywhere.
+// A Handler upgrades requests to WebSockets and makes each a session. New makes
+// one. All methods may be called at any time, from anywhere.
 type Handler struct {
 	// immutable after New
-	gateway *notification.Gateway
-	cfg     Config
-	log     *slog.Logger
-	idle    chan struct{} // closed when closing and active is 0
+	sessions Sessions
+	cfg      Config
+	log      *slog.Logger
 
-	mu      sync.Mutex
-	closing bool               // guarded by mu: no more connections
-	active  int                // guarded by mu: conns, and requests on the way to become one
-	conns   map[*conn]struct{} // guarded by mu
+	places  places
+	fullLog fullLog
+	counts  counters
 }
 
-// New returns a Handler for g. A nil Gateway, or a value of cfg that cannot be,
-// is notification.ErrInvalid, and the error names the field.
-func New(g *notification.Gateway, cfg Config) (*Handler, error) {
-	if g == nil {
+// New returns a Handler that makes its sessions at g. A g that is nil, or a value
+// of cfg that cannot be, is notification.ErrInvalid, and the error names the
+// field.
+func New(g Sessions, cfg Config) (*Handler, error) {
+	if gateway, ok := g.(*notification.Gateway); g == nil || ok && gateway == nil {
 		return nil, fmt.Errorf("%w: Gateway is nil", notification.ErrInvalid)
 	}
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	return &Handler{
-		gateway: g, cfg: cfg, log: cfg.Logger,
-		idle:  make(chan struct{}),
-		conns: make(map[*conn]struct{}),
-	}, nil
+	return &Handler{sessions: g, cfg: cfg, log: cfg.Logger, places: newPlaces(cfg.MaxConnections)}, nil
 }
 
-// ServeHTTP answers 503 over MaxConnections and after Shutdown began, 401 if
-// Authenticate fails, 403 to a foreign origin, and another 4xx to what is no
-// WebSocket handshake. Otherwise it upgrades the connection and returns: the
-// connection lives on in a goroutine of its own, so that what net/http holds
-// for a request, several kilobytes, is free again.
+// Stats returns what was counted so far. It may be called at any time, as often
+// as one likes; it allocates a few kilobytes.
+func (h *Handler) Stats() Stats { return h.counts.snapshot() }
+
+// ServeHTTP upgrades the connection and returns: the connection lives on in a
+// goroutine of its own, so that what net/http holds for a request, several
+// kilobytes, is free again. What is refused, and how, is in README; it is
+// refused in this order: what is no handshake, a foreign origin, over
+// MaxConnections or after Shutdown began, Authenticate, the query, no session.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !h.enter() {
-		http.Error(w, "no more connections", http.StatusServiceUnavailable)
-		return
-	}
-	handedOver := false
-	defer func() { // Authenticate may panic
-		if !handedOver {
-			h.leave(nil)
-		}
-	}()
-	who, err := h.identify(r)
-	if err != nil {
-		h.log.Debug("websocket refused: credentials", "remote", r.RemoteAddr, "error", err)
-		http.Error(w, http.StatusText(http.StatusUnauthorized), http.StatusUnauthorized)
+	if r.ContentLength != 0 || len(r.TransferEncoding) > 0 {
+		h.refuseBody(w)
 		return
 	}
 	if !canHijack(w) { // HTTP/2, or a middleware that hides it
+		h.counts.refused(http.StatusNotImplemented)
 		h.log.Warn("websocket refused: the ResponseWriter cannot be hijacked", "proto", r.Proto)
 		http.Error(w, http.StatusText(http.StatusNotImplemented), http.StatusNotImplemented)
 		return
 	}
-	c := newConn(h, who, r.URL.Query().Get("cursor"))
-	ws, err := websocket.Accept(hijackWriter{w, c.sock}, r, &websocket.AcceptOptions{
+	c := newConn(h)
+	u := &upgrade{ResponseWriter: w, sock: c.sock}
+	u.admit = func() *refusal {
+		c.batches = u.Header().Get("Sec-Websocket-Protocol") != ""
+		return h.admit(c, r)
+	}
+	upgraded := false
+	defer func() { // Authenticate may panic
+		if !upgraded {
+			c.abandon()
+		}
+	}()
+	ws, err := websocket.Accept(u, r, &websocket.AcceptOptions{
 		Subprotocols:   []string{batchProtocol},
 		OriginPatterns: h.cfg.OriginPatterns,
 		OnPingReceived: c.pinged,
 		OnPongReceived: c.ponged,
 	})
-	if err != nil { // Accept has answered
-		h.log.Debug("websocket refused", "remote", r.RemoteAddr, "user", who.UserID, "error", err)
-		if c.sock.Conn != nil {
-			_ = c.sock.Close()
+	switch {
+	case u.refusal != nil:
+		h.log.Debug("websocket refused", "remote", r.RemoteAddr, "user", c.user, "status", u.refusal.status, "error", u.refusal.err)
+		h.counts.refused(u.refusal.status)
+		u.clear()
+		http.Error(w, u.refusal.text(), u.refusal.status)
+		return
+	case err != nil: // Accept has answered
+		h.log.Debug("websocket refused", "remote", r.RemoteAddr, "user", c.user, "status", u.status, "error", err)
+		if u.status == http.StatusForbidden {
+			h.counts.origin.Add(1)
+		} else {
+			h.counts.refused(u.status)
 		}
 		return
 	}
+	upgraded = true
 	ws.SetReadLimit(h.cfg.ReadLimit)
-	c.ws, c.batches = ws, ws.Subprotocol() != ""
-	handedOver = true
-	if !h.add(c) {
+	c.ws = ws
+	if !h.places.add(c) {
 		c.end(endGoingAway)
 	}
 	// Owned by h. It ends when the peer goes or c.end is called, at the latest
@@ -207,47 +238,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	go c.run()
 }
 
-// identify is Authenticate, and what every Identity must fulfil.
-func (h *Handler) identify(r *http.Request) (Identity, error) {
-	who, err := h.cfg.Authenticate(r)
-	switch {
-	case err != nil:
-		return Identity{}, err
-	case who.UserID == "", who.UserID == notification.AllUsers, len(who.UserID) > 256:
-		return Identity{}, fmt.Errorf("%w: Identity.UserID %.64q is nobody", notification.ErrInvalid, who.UserID)
-	case !who.Expires.IsZero() && !time.Now().Before(who.Expires):
-		return Identity{}, fmt.Errorf("%w: Identity.Expires %s has passed", notification.ErrInvalid, who.Expires)
-	}
-	return who, nil
-}
-
-// enter reserves a place, before the upgrade; leave gives it back.
-func (h *Handler) enter() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closing || h.cfg.MaxConnections > 0 && h.active >= h.cfg.MaxConnections {
-		return false
-	}
-	h.active++
-	return true
-}
-
-// add reports false if Shutdown will not see c any more.
-func (h *Handler) add(c *conn) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.conns[c] = struct{}{}
-	return !h.closing
-}
-
-func (h *Handler) leave(c *conn) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.conns, c)
-	h.active--
-	if h.closing && h.active == 0 {
-		close(h.idle)
-	}
+// refuseBody answers a handshake with a body. net/http would read the body
+// before it goes on, for as long as the peer likes.
+func (h *Handler) refuseBody(w http.ResponseWriter) {
+	h.counts.refused(http.StatusBadRequest)
+	_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) // one that cannot has no socket to hold
+	w.Header().Set("Connection", "close")
+	http.Error(w, "a handshake has no body", http.StatusBadRequest)
 }
 
 // defaultSpread is over how long Shutdown spreads its 1001s if its ctx has no
@@ -271,18 +268,10 @@ func (h *Handler) Shutdown(ctx context.Context) error {
 		// deadline, so that its goroutine is gone by then.
 		spread, by = have*3/4, deadline.Add(-have/20)
 	}
-
-	h.mu.Lock()
-	if !h.closing && h.active == 0 {
-		close(h.idle)
-	}
-	h.closing = true
-	conns := h.connections()
-	h.mu.Unlock()
+	conns := h.places.close()
 	if len(conns) > 0 {
 		h.log.Info("closing websockets", "connections", len(conns), "over", spread)
 	}
-
 	end := *endGoingAway
 	end.by = by
 	timer := time.NewTimer(time.Hour)
@@ -293,31 +282,19 @@ func (h *Handler) Shutdown(ctx context.Context) error {
 			timer.Reset(wait)
 			select {
 			case <-timer.C:
-			case <-h.idle: // the peers went by themselves
+			case <-h.places.idle: // the peers went by themselves
 			case <-ctx.Done():
 			}
 		}
 		c.end(&end)
 	}
 	select {
-	case <-h.idle:
+	case <-h.places.idle:
 		return nil
 	case <-ctx.Done():
 	}
-	h.mu.Lock()
-	conns = h.connections()
-	h.mu.Unlock()
-	for _, c := range conns {
+	for _, c := range h.places.all() {
 		_ = c.sock.Close()
 	}
 	return context.Cause(ctx)
-}
-
-// connections copies them, so that the lock is free meanwhile. h.mu is held.
-func (h *Handler) connections() []*conn {
-	conns := make([]*conn, 0, len(h.conns))
-	for c := range h.conns {
-		conns = append(conns, c)
-	}
-	return conns
 }

@@ -24,13 +24,15 @@ func TestNew(t *testing.T) {
 	require.NoError(t, err)
 	for _, test := range []struct {
 		name    string
-		gateway *notification.Gateway
+		gateway Sessions
 		change  func(*Config)
 		field   string
 	}{
 		{"no Gateway", nil, func(*Config) {}, "Gateway"},
+		{"a Gateway that is a nil pointer", (*notification.Gateway)(nil), func(*Config) {}, "Gateway"},
 		{"no Authenticate", gateway, func(c *Config) { c.Authenticate = nil }, "Authenticate"},
 		{"a pattern that is none", gateway, func(c *Config) { c.OriginPatterns = []string{"example.com", "[a"} }, "OriginPatterns[1]"},
+		{"a negative HeartbeatInterval", gateway, func(c *Config) { c.HeartbeatInterval = -1 }, "HeartbeatInterval"},
 		{"a negative PingInterval", gateway, func(c *Config) { c.PingInterval = -1 }, "PingInterval"},
 		{"a negative PongTimeout", gateway, func(c *Config) { c.PongTimeout = -1 }, "PongTimeout"},
 		{"a negative WriteTimeout", gateway, func(c *Config) { c.WriteTimeout = -1 }, "WriteTimeout"},
@@ -53,8 +55,8 @@ func TestNew(t *testing.T) {
 		got := h.cfg
 		got.Authenticate, got.Logger = nil, nil
 		require.Equal(t, Config{
-			PingInterval: 20 * time.Second, PongTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
-			ReadLimit: 4096, CommandsPerSecond: 10,
+			HeartbeatInterval: 20 * time.Second, PingInterval: 20 * time.Second, PongTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
+			ReadLimit: 16 << 10, CommandsPerSecond: 10,
 		}, got)
 	})
 	t.Run("the configuration is copied", func(t *testing.T) {
@@ -127,11 +129,7 @@ func TestBeforeTheUpgrade(t *testing.T) {
 		require.Equal(t, 501, w.Code)
 	})
 	t.Run("none of it made a session, and every place is free again", func(t *testing.T) {
-		eventually(t, "no connection is counted", func() bool {
-			s.handler.mu.Lock()
-			defer s.handler.mu.Unlock()
-			return s.handler.active == 0
-		})
+		s.noConnections()
 		s.noSessions()
 	})
 }
@@ -208,7 +206,9 @@ func TestProtocol(t *testing.T) {
 		c := s.dial("batch", true, "")
 		require.Equal(t, batchProtocol, c.ws.Subprotocol())
 		session := s.session("batch")
-		require.Equal(t, `{"action":"welcome","session_id":"`+session.ID()+`","cursor":""}`, c.hear())
+		require.Equal(t, `{"action":"welcome","session_id":"`+session.ID()+`","cursor":"","resumed":false,`+
+			`"channels":["trade","account","position","risk","system"],"heartbeat_ms":20000,"refresh":false}`, c.hear())
+		require.Equal(t, `{"action":"live"}`, c.hear())
 		n := s.publish("batch", notification.RiskAlert{Message: "now"})
 		require.Equal(t, `{"cursor":"","notifications":[`+string(n.AppendJSON(nil))+`]}`, c.hear())
 	})
@@ -396,19 +396,15 @@ func TestCloseCodes(t *testing.T) {
 			require.Equal(t, "pong", c.frame().Action)
 			c.say(`{"action":"ping"}` + strings.Repeat(" ", 84))
 		}, 1009},
-		{"1013 when the Gateway takes no more sessions", notification.GatewayConfig{MaxSessions: 1}, quiet, func(t *testing.T, s *server, c *client) {
-			s.session("alice")
-			*c = *s.dial("bob", false, "")
-		}, 1013},
 		{"4001 when the session was silent for too long", notification.GatewayConfig{SessionTimeout: 20 * time.Millisecond, SweepInterval: 10 * time.Millisecond}, quiet, func(*testing.T, *server, *client) {}, 4001},
-		{"4002 when a newer session takes its place", notification.GatewayConfig{MaxSessionsPerUser: 1}, quiet, func(t *testing.T, s *server, _ *client) {
+		{"4409 when a newer session takes its place", notification.GatewayConfig{MaxSessionsPerUser: 1}, quiet, func(t *testing.T, s *server, _ *client) {
 			s.session("alice")
 			s.dial("alice", false, "")
-		}, 4002},
-		{"4003 when there may be a gap", notification.GatewayConfig{}, quiet, func(t *testing.T, s *server, _ *client) {
+		}, 4409},
+		{"4100 when there may be a gap", notification.GatewayConfig{}, quiet, func(t *testing.T, s *server, _ *client) {
 			s.session("alice")
 			s.gateway.Gap()
-		}, 4003},
+		}, 4100},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := serve(t, test.gateway, test.cfg)
@@ -422,7 +418,7 @@ func TestCloseCodes(t *testing.T) {
 			notification.ErrSinkPanic:                                  1011,
 			errors.New("broken pipe"):                                  1011,
 			fmt.Errorf("wrapped: %w", notification.ErrSlowConsumer):    4000,
-			fmt.Errorf("wrapped: %w", notification.ErrSessionReplaced): 4002,
+			fmt.Errorf("wrapped: %w", notification.ErrSessionReplaced): 4409,
 			fmt.Errorf("%w: and more", notification.ErrGatewayClosed):  1001,
 		} {
 			require.Equal(t, code, int(endingOf(reason).code), "%v", reason)
@@ -516,6 +512,7 @@ func TestResume(t *testing.T) {
 		require.Equal(t, "welcome", again.Action)
 		require.NotEqual(t, welcome.SessionID, again.SessionID)
 		require.Equal(t, cursor, again.Cursor)
+		require.True(t, again.Resumed)
 		got, _ = collect(c, missed[499])
 		require.Equal(t, missed, got)
 		live := publish("alice", 1)
@@ -558,7 +555,11 @@ func TestResume(t *testing.T) {
 			}()
 			c := s.dial("eve", true, "")
 			cursor := c.frame().Cursor
-			first := c.frame() // a batch that the client does not get round to
+			first := c.frame()
+			for first.Action != "" { // live
+				first = c.frame()
+			}
+			// That was a batch, which the client does not get round to.
 			gone(c)
 			close(stop)
 			<-stopped
@@ -570,48 +571,49 @@ func TestResume(t *testing.T) {
 			gone(c)
 		}
 	})
-	for _, protocol := range []struct {
-		name    string
-		batches bool
-	}{{"one notification per frame", false}, {"batches", true}} {
-		for name, cursor := range map[string]func() string{
-			"is nonsense": func() string { return "nonsense" },
-			"is another user's": func() string {
-				c := s.dial("mallory", true, "")
-				defer gone(c)
-				return c.frame().Cursor
-			},
-			"was voided by a gap": func() string {
-				c := s.dial("carol", true, "")
-				cursor := c.frame().Cursor
-				s.gateway.Gap()
-				require.Equal(t, 4003, int(c.goodbye().Code))
-				s.noSessions()
-				return cursor
-			},
-		} {
-			t.Run("a cursor that "+name+" gets a reset first, then what is new, with "+protocol.name, func(t *testing.T) {
-				c := s.dial("carol", protocol.batches, "cursor="+cursor())
-				require.Equal(t, `{"action":"reset","reason":"cursor_gone"}`, c.hear())
-				if protocol.batches {
-					welcome := c.frame()
-					require.Equal(t, "welcome", welcome.Action)
-					require.NotEmpty(t, welcome.Cursor)
-				}
-				s.session("carol")
-				n := s.publish("carol", notification.RiskAlert{})
-				require.Contains(t, c.hear(), `"message_id":"`+n.ID+`"`)
-				gone(c)
-			})
-		}
+	cursors := map[string]func() string{
+		"is nonsense": func() string { return "nonsense" },
+		"is another user's": func() string {
+			c := s.dial("mallory", true, "")
+			defer gone(c)
+			return c.frame().Cursor
+		},
+		"was voided by a gap": func() string {
+			c := s.dial("carol", true, "")
+			cursor := c.frame().Cursor
+			s.gateway.Gap()
+			require.Equal(t, 4100, int(c.goodbye().Code))
+			s.noSessions()
+			return cursor
+		},
+	}
+	for name, cursor := range cursors {
+		t.Run("a cursor that "+name+" gets a welcome, a reset, live, and then what is new", func(t *testing.T) {
+			c := s.dial("carol", true, "cursor="+cursor())
+			welcome := c.frame()
+			require.Equal(t, "welcome", welcome.Action)
+			require.False(t, welcome.Resumed)
+			require.NotEmpty(t, welcome.Cursor)
+			require.Equal(t, `{"action":"reset","reason":"cursor_gone"}`, c.hear())
+			require.Equal(t, `{"action":"live"}`, c.hear())
+			n := s.publish("carol", notification.RiskAlert{})
+			require.Contains(t, c.hear(), `"message_id":"`+n.ID+`"`)
+			gone(c)
+		})
+		t.Run("a cursor that "+name+" gets 410 without a subprotocol, which has no reset", func(t *testing.T) {
+			_, resp, err := s.tryDial("carol", false, "cursor="+cursor(), nil)
+			require.Error(t, err)
+			require.Equal(t, http.StatusGone, resp.StatusCode)
+			s.noConnections()
+		})
 	}
 	t.Run("without a history every cursor is gone, and the welcome has none", func(t *testing.T) {
 		s := serve(t, notification.GatewayConfig{}, Config{})
 		c := s.dial("alice", true, "cursor=AQAAAAAAAAAAAAAAAAAAAAAAAAAA")
-		require.Equal(t, "reset", c.frame().Action)
 		welcome := c.frame()
 		require.Equal(t, "welcome", welcome.Action)
 		require.Empty(t, welcome.Cursor)
+		require.Equal(t, "reset", c.frame().Action)
 	})
 }
 
@@ -671,8 +673,8 @@ func TestShutdown(t *testing.T) {
 	})
 	t.Run("its 1001s are spread over the time, and those who wait are served", func(t *testing.T) {
 		s := serve(t, notification.GatewayConfig{}, Config{})
-		const n = 200
-		const window = 2 * time.Second
+		const n = 100
+		const window = 6 * time.Second
 		ends := make(chan time.Time, n)
 		served := make(chan struct{}, n)
 		for i := range n {
@@ -759,9 +761,9 @@ func TestShutdown(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- s.handler.Shutdown(within(patience)) }()
 		eventually(t, "closing", func() bool {
-			s.handler.mu.Lock()
-			defer s.handler.mu.Unlock()
-			return s.handler.closing
+			s.handler.places.mu.Lock()
+			defer s.handler.places.mu.Unlock()
+			return s.handler.places.closing
 		})
 		close(answer)
 		require.Equal(t, 1001, <-code)
@@ -790,7 +792,8 @@ func TestEachNotificationIsEncodedOnce(t *testing.T) {
 	for i, c := range clients {
 		text := c.hear()
 		if i%2 == 0 {
-			text = c.hear() // after the welcome
+			c.hear() // live
+			text = c.hear()
 		}
 		require.Contains(t, text, string(m.JSON()))
 		require.Contains(t, text, `"forgery"`)

@@ -146,12 +146,21 @@ func TestServer(t *testing.T) {
 	})
 	t.Run("without a sign-in nothing about users is told, and nothing is caused", func(t *testing.T) {
 		forged := &http.Cookie{Name: cookieName, Value: newSigner().issue("u00001", time.Now().Add(time.Hour))}
-		for _, request := range []string{"GET /api/session", "GET /api/streams", "POST /api/margin-call", "POST /api/halt", "GET /ws"} {
+		for _, request := range []string{"GET /api/session", "GET /api/streams", "POST /api/margin-call", "POST /api/halt"} {
 			method, path, _ := strings.Cut(request, " ")
 			for _, cookie := range []*http.Cookie{nil, forged} {
 				if answer, text := ask(t, web, method, path, "", cookie); answer.StatusCode != http.StatusUnauthorized {
 					t.Errorf("%s: %s %s", request, answer.Status, text)
 				}
+			}
+		}
+		for _, header := range []http.Header{nil, {"Cookie": {forged.String()}}} {
+			c, answer, err := websocket.Dial(t.Context(), "ws://"+web.addr+"/ws", &websocket.DialOptions{HTTPHeader: header})
+			if err == nil {
+				c.CloseNow()
+			}
+			if answer == nil || answer.StatusCode != http.StatusUnauthorized {
+				t.Errorf("GET /ws: %v, %v", answer, err)
 			}
 		}
 	})

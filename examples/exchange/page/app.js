@@ -35,6 +35,7 @@ function connect() {
   const url = new URL("ws", location.href);
   url.protocol = url.protocol.replace("http", "ws");
   url.search = "";
+  url.searchParams.set("channels", [...subscribed]);
   if (cursor) url.searchParams.set("cursor", cursor);
   const s = socket = new WebSocket(url, ["notification.batch.v1"]);
   s.onmessage = (e) => { if (s === socket) frame(JSON.parse(e.data)); };
@@ -52,17 +53,15 @@ function send(command) {
   if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(command));
 }
 
-// closed decides by the code what to do next. Most of them mean: come back
-// with the cursor.
+// closed decides by the code's range what to do next. Most of them mean: come
+// back with the cursor.
 function closed(code) {
   socket = null;
   away ??= left();
-  switch (code) {
-    case 4002: return state("lost", () => t.replaced);
-    case 4401: return signedOut(t.expired);
-    case 4003: return startOver(t.gap);
-    case 1008: return state("lost", () => t.refused);
-  }
+  if (code === 4401) return signedOut(t.expired);
+  if (code === 4409) return state("lost", () => t.replaced);
+  if (code >= 4100 && code < 4200) return startOver(t.gap);
+  if (code >= 4400 && code < 4500 || [1000, 1002, 1003, 1007, 1008, 1009].includes(code)) return state("lost", () => t.refused);
   if (over) return state("lost", () => t.over);
   const wait = Math.min(8, 0.5 * 2 ** retries++) * (0.5 + Math.random() / 2);
   state("lost", () => t.lost(Math.ceil(wait)));
@@ -82,10 +81,10 @@ async function reconnect() {
 }
 
 // startOver forgets where we were: what happened meanwhile is in the snapshot
-// that a real client loads now.
+// that a real client loads now. A connection that lives has told us its cursor.
 function startOver(why) {
   banner(why);
-  cursor = null;
+  if (!socket) cursor = null;
   away = null;
   audit = new Audit();
   if (!socket) connect();
@@ -108,7 +107,12 @@ function frame(f) {
     case "error":
       banner(f.message);
       return;
-    case "pong":
+    case "heartbeat":
+      cursor = f.cursor || cursor;
+      return;
+    case undefined:
+      break;
+    default: // live, pong, and what a later server may say
       return;
   }
   for (const n of f.notifications ?? []) take(n);
@@ -116,13 +120,8 @@ function frame(f) {
   if (f.dropped) startOver(t.gap);
 }
 
-// welcome narrows a new session to what the filter says, and learns where its
-// streams begin.
+// welcome learns where the streams of a new session begin.
 async function welcome() {
-  if (subscribed.size < channelNames.length) {
-    if (subscribed.size) send({ action: "subscribe", channels: [...subscribed] });
-    else send({ action: "unsubscribe", channels: channelNames });
-  }
   if (away) mark(t.isBack);
   const s = socket;
   const numbers = await streams();
