@@ -430,7 +430,6 @@ func TestHostileConnections(t *testing.T) {
 	require.NoError(t, honest.ws.CloseNow())
 	eventually(t, "no goroutine left behind", func() bool { return runtime.NumGoroutine() <= routines })
 	eventually(t, "no descriptor left behind", func() bool { return descriptors(t) <= fds })
-	require.Zero(t, s.gateway.Stats().Hung)
 }
 
 // untilClosed reads until the server has closed the connection.

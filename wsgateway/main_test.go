@@ -91,6 +91,7 @@ type server struct {
 	broker  *notification.Broker
 	gateway *notification.Gateway
 	handler *Handler
+	http    *http.Server
 	addr    string
 	serial  int
 }
@@ -146,20 +147,33 @@ func serveOn(t testing.TB, ln net.Listener, g notification.GatewayConfig, cfg Co
 	}
 	s.handler, err = New(s.gateway, cfg)
 	require.NoError(t, err)
-	hs := &http.Server{Handler: s.handler, ReadHeaderTimeout: time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
-
 	notificationtest.Start(t, s.broker, s.gateway)
+	s.listen(ln)
+	t.Cleanup(s.noSessions) // that the Gateway would have to serve on its way down
+	return s
+}
+
+// serveHandler serves a Handler whose sessions are the test's.
+func serveHandler(t testing.TB, h *Handler) *server {
+	t.Helper()
+	ln := listen(t)
+	s := &server{t: t, handler: h, addr: ln.Addr().String()}
+	s.listen(ln)
+	return s
+}
+
+// listen serves until the end of the test, and then ends whoever is connected.
+func (s *server) listen(ln net.Listener) {
+	s.http = &http.Server{Handler: s.handler, ReadHeaderTimeout: time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	var serving sync.WaitGroup
-	serving.Go(func() { _ = hs.Serve(ln) })
-	t.Cleanup(func() {
-		_ = hs.Close()
+	serving.Go(func() { _ = s.http.Serve(ln) })
+	s.t.Cleanup(func() {
+		_ = s.http.Close()
 		serving.Wait()
 		ended, cancel := context.WithCancel(context.Background()) // nobody is left, or need be
 		cancel()
 		_ = s.handler.Shutdown(ended)
-		s.noSessions() // that the Gateway would have to serve on its way down
 	})
-	return s
 }
 
 func (s *server) publish(user string, p notification.Payload) *notification.Notification {
@@ -182,6 +196,17 @@ func (s *server) session(user string) *notification.Session {
 		return found != nil
 	})
 	return found
+}
+
+// noSession waits until the user has none.
+func (s *server) noSession(user string) {
+	s.t.Helper()
+	eventually(s.t, "no session of "+user, func() bool {
+		for range s.gateway.UserSessions(user) {
+			return false
+		}
+		return true
+	})
 }
 
 // noConnections waits until every place is free again.
