@@ -560,7 +560,11 @@ func TestGatewaysComeAndGo(t *testing.T) {
 func TestConventions(t *testing.T) {
 	b := newBroker(t, notification.BrokerConfig{})
 	require.NoError(t, b.SubscribeGlobal("audit", make(chan *notification.Message, 1), notification.Wait))
-	c := NewCollector(b, newGateway(t, "gw", notification.GatewayConfig{}))
+	core, transport := NewCollector(b, newGateway(t, "gw", notification.GatewayConfig{})), NewTransportCollector("websocket", someTransport())
+	c := metricsOf(func(ch chan<- prometheus.Metric) {
+		core.Collect(ch)
+		transport.Collect(ch)
+	})
 	problems, err := promlint.New(strings.NewReader(scrape(t, c))).Lint()
 	require.NoError(t, err)
 	require.Empty(t, problems)

@@ -33,6 +33,8 @@ const (
 	keepSamples = 180
 	hangUpTime  = 3 * time.Second
 	haltEvery   = time.Second // a halt is a message to everybody
+
+	maxConnections = 10_000
 )
 
 // The page needs nothing but what is in this folder, and may not load anything
@@ -90,7 +92,7 @@ type sample struct {
 func newServer(x *exchange, addr string, log *slog.Logger) (*server, error) {
 	s := &server{x: x, keys: newSigner(), phase: phaseRunning, served: make(chan error, 1), told: make(chan struct{})}
 	var err error
-	s.web, err = wsgateway.New(x.gateway, wsgateway.Config{Authenticate: s.authenticate, Logger: log})
+	s.web, err = wsgateway.New(x.gateway, wsgateway.Config{Authenticate: s.authenticate, MaxConnections: maxConnections, Logger: log})
 	if err != nil {
 		return nil, err
 	}
@@ -102,6 +104,8 @@ func newServer(x *exchange, addr string, log *slog.Logger) (*server, error) {
 	s.http = &http.Server{
 		Handler:           s.handler(),
 		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      2 * time.Minute, // a CPU profile takes 30 s
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
@@ -118,6 +122,7 @@ func (s *server) handler() http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		promstats.NewCollector(s.x.broker, s.x.gateway),
+		promstats.NewTransportCollector("websocket", s.web),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
