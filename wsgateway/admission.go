@@ -28,7 +28,7 @@ func (f *refusal) text() string {
 
 // full is the refusal that lets a proxy try the next server.
 func (h *Handler) full(why string) *refusal {
-	h.fullLog.note(h.log, why)
+	h.fullLog.Note(h.log, "websockets refused with 503", why)
 	return &refusal{status: http.StatusServiceUnavailable, said: why}
 }
 
@@ -37,7 +37,7 @@ func (h *Handler) full(why string) *refusal {
 // before the 101 is sent, so that whoever sees its connection open misses nothing
 // from then on; what is pushed meanwhile waits for the welcome.
 func (h *Handler) admit(c *conn, r *http.Request) *refusal {
-	if !h.places.enter(c) {
+	if !h.door.Enter(c) {
 		return h.full("no more connections")
 	}
 	c.entered = true
@@ -53,7 +53,7 @@ func (h *Handler) admit(c *conn, r *http.Request) *refusal {
 	}
 	c.user = who.UserID
 	c.setExpires(who.Expires)
-	switch giveWay, ok := h.places.claim(c); {
+	switch giveWay, ok := h.door.Claim(c); {
 	case !ok:
 		return h.full("no more connections")
 	case giveWay != nil:
@@ -70,10 +70,10 @@ func (h *Handler) admit(c *conn, r *http.Request) *refusal {
 // refused, because a browser shows a page nothing of an HTTP status. There is
 // room for few of these; the others get the status.
 func (h *Handler) refuse(c *conn, e *ending, otherwise *refusal) *refusal {
-	if !c.batches || !h.places.refuse(c) {
+	if !c.batches || !h.door.Refuse(c) {
 		return otherwise
 	}
-	h.counts.refused(otherwise.status)
+	h.counts.Refused(otherwise.status)
 	h.log.Debug("websocket refused by a close frame", "user", c.user, "code", int(e.code), "error", otherwise.err)
 	c.refused = e
 	return nil

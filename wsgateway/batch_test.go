@@ -162,7 +162,7 @@ func TestHeartbeat(t *testing.T) {
 		raw[17]++ // one more in P0
 		ahead, err := notification.ParseCursor(base64.RawURLEncoding.EncodeToString(raw))
 		require.NoError(t, err)
-		conn := s.handler.places.all()[0]
+		conn := s.handler.door.All()[0]
 		conn.sock.writing.Lock()
 		conn.wire = ahead
 		conn.sock.writing.Unlock()
@@ -302,7 +302,7 @@ func TestAuthenticate(t *testing.T) {
 		require.Len(t, f.Channels, 5)
 		require.NotNil(t, f.ExpiresInMS)
 		require.InDelta(t, time.Hour.Milliseconds(), *f.ExpiresInMS, float64(patience.Milliseconds()))
-		conn := s.handler.places.all()[0]
+		conn := s.handler.door.All()[0]
 		require.Nil(t, conn.sock.cause.Load())
 		require.Greater(t, time.Until(time.Unix(0, conn.expires.Load())), 50*time.Minute)
 		require.NoError(t, c.ws.CloseNow())

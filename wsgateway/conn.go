@@ -14,6 +14,8 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/internal/door"
+	"github.com/qaexchange/notification/web"
 )
 
 const (
@@ -50,10 +52,9 @@ type conn struct {
 	refused   *ending               // why it has no session
 	abandoned bool                  // it was not upgraded
 
-	ready  chan struct{} // closed when the welcome is written, or it was abandoned
-	beyond bool          // guarded by places.mu: it has no place
+	ready chan struct{} // closed when the welcome is written, or it was abandoned
 
-	entered bool   // owned by ServeHTTP: it is in places
+	entered bool   // owned by ServeHTTP: it has to leave h.door
 	hello   []byte // owned by ServeHTTP, then by run: what is sent first
 
 	expires    atomic.Int64 // the credentials, in Unix nanoseconds; 0: never
@@ -61,7 +62,7 @@ type conn struct {
 	refreshes  sync.WaitGroup // of at most one
 
 	// owned by run's goroutine, in which the library calls pinged and ponged too
-	budget      bucket
+	budget      door.Bucket
 	inMessage   bool               // between the first and the last frame of a message
 	warned      int64              // for which expires the client was warned
 	stopRefresh context.CancelFunc // of the last one
@@ -74,9 +75,19 @@ type conn struct {
 }
 
 func newConn(h *Handler) *conn {
-	c := &conn{h: h, ready: make(chan struct{}), budget: newBucket(h.cfg.CommandsPerSecond)}
+	c := &conn{h: h, ready: make(chan struct{}), budget: door.NewBucket(h.cfg.CommandsPerSecond)}
 	c.sock = newSocket(&h.cfg, &h.counts, c)
 	return c
+}
+
+// User and LastActive are what h.door asks.
+func (c *conn) User() string { return c.user }
+
+func (c *conn) LastActive() time.Time {
+	if c.session == nil { // it is told that it is refused
+		return time.Time{}
+	}
+	return c.session.LastActive()
 }
 
 // end makes the connection end as e says, unless it is ending already. It does
@@ -94,13 +105,13 @@ func (c *conn) abandon() {
 		_ = c.sock.Close()
 	}
 	if c.entered {
-		c.h.places.leave(c)
+		c.h.door.Leave(c)
 	}
 }
 
 // run is the connection's goroutine.
 func (c *conn) run() {
-	defer c.h.places.leave(c)
+	defer c.h.door.Leave(c)
 	err := c.begin()
 	for err == nil {
 		err = c.read()
@@ -115,7 +126,7 @@ func (c *conn) begin() (err error) {
 	if c.refused != nil {
 		return c.refused
 	}
-	c.h.counts.accepted.Add(1)
+	c.h.counts.Accepted.Add(1)
 	if c.batches {
 		err = c.sock.send(c.hello)
 		c.hello = nil
@@ -138,13 +149,13 @@ func (c *conn) read() error {
 	}
 	c.inMessage = false
 	c.heard()
-	if !c.budget.take() {
+	if !c.budget.Take() {
 		return endFlood
 	}
 	if kind == websocket.MessageText && !utf8.Valid(text) { // the library does not look
 		return endUTF8
 	}
-	c.h.counts.commands.Add(1)
+	c.h.counts.Commands.Add(1)
 	return c.answer(c.execute(kind == websocket.MessageText, text))
 }
 
@@ -154,14 +165,14 @@ func (c *conn) answer(a *answer) error {
 		return nil
 	}
 	if a.Action == "error" {
-		c.h.counts.commandErrors.Add(1)
+		c.h.counts.CommandErrors.Add(1)
 	}
 	return c.sock.send(appendJSONFrame(nil, a))
 }
 
 // heard notes that a whole message or control frame has arrived.
 func (c *conn) heard() {
-	c.h.counts.framesIn.Add(1)
+	c.h.counts.FramesIn.Add(1)
 	c.session.Touch()
 	c.sock.heard(!c.inMessage)
 }
@@ -174,7 +185,7 @@ func (c *conn) pinged(_ context.Context, payload []byte) bool {
 		return false
 	}
 	c.heard()
-	if !c.budget.take() {
+	if !c.budget.Take() {
 		c.end(endFlood)
 		return false
 	}
@@ -192,7 +203,7 @@ func (c *conn) ponged(context.Context, []byte) {
 	}
 	c.heard()
 	c.sock.ponged()
-	if !c.budget.take() {
+	if !c.budget.Take() {
 		c.end(endFlood)
 	}
 }
@@ -290,9 +301,21 @@ func (c *conn) finish(err error) {
 	}
 	_ = c.ws.CloseNow()
 	if c.refused == nil {
-		c.h.counts.close(e, websocket.CloseStatus(err))
+		c.h.counts.Closed(closeCode(e, websocket.CloseStatus(err)))
 	}
 	c.h.log.Debug("websocket ended", "user", c.user, "code", int(e.code), "reason", e.text, "error", err)
+}
+
+// closeCode returns what is counted for a connection that ended as e says, or with
+// the peer's close frame if that has a status, else it is negative.
+func closeCode(e *ending, peer websocket.StatusCode) web.Code {
+	switch {
+	case e != endNormal || peer < 0:
+		return web.Code(e.code)
+	case peer >= 3000: // the peer's own, which could be anything
+		return 0
+	}
+	return web.Code(peer)
 }
 
 // endingOfRead tells of a failed read how the connection ends.
@@ -333,7 +356,7 @@ func (c *conn) Push(ctx context.Context, batch []*notification.Message) error {
 		return fmt.Errorf("wsgateway: %w: %d dropped", notification.ErrSlowConsumer, dropped)
 	default:
 		*buf = appendSingles((*buf)[:0], batch)
-		c.h.counts.framesOut.Add(uint64(len(batch) - 1))
+		c.h.counts.FramesOut.Add(uint64(len(batch) - 1))
 	}
 	c.sock.writing.Lock()
 	defer c.sock.writing.Unlock()

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/internal/door"
 	"github.com/stretchr/testify/require"
 )
 
@@ -132,7 +133,7 @@ func secureListener(t *testing.T, ln net.Listener) net.Listener {
 func TestSocket(t *testing.T) {
 	here, there := net.Pipe()
 	defer there.Close()
-	s := newSocket(&Config{WriteTimeout: patience, PingInterval: patience, ReadLimit: 1}, new(counters), nil)
+	s := newSocket(&Config{WriteTimeout: patience, PingInterval: patience, ReadLimit: 1}, new(door.Counters), nil)
 	s.Conn = here
 	go func() { _, _ = io.Copy(io.Discard, there) }() // ends when there is closed
 	t.Run("after a close frame nothing is written", func(t *testing.T) {
@@ -152,7 +153,7 @@ func TestSocket(t *testing.T) {
 	t.Run("a Close does not wait for a write that is stuck", func(t *testing.T) {
 		stuck, nobody := net.Pipe()
 		defer nobody.Close()
-		s := newSocket(&Config{WriteTimeout: time.Hour, PingInterval: time.Hour}, new(counters), nil)
+		s := newSocket(&Config{WriteTimeout: time.Hour, PingInterval: time.Hour}, new(door.Counters), nil)
 		s.Conn = stuck
 		failed := make(chan error)
 		go func() { failed <- s.send([]byte("frame")) }()

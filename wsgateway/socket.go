@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/qaexchange/notification/internal/door"
 )
 
 // timers are what is due beside the socket's own. The reader calls both.
@@ -23,7 +25,7 @@ type timers interface {
 type socket struct {
 	net.Conn      // immutable after Hijack
 	cfg           *Config
-	counts        *counters
+	counts        *door.Counters
 	protocol      timers
 	longestOnWire int // immutable: bytes that a message may take with all its headers
 
@@ -46,7 +48,7 @@ type socket struct {
 	closed bool      // sealed: the read deadline is final
 }
 
-func newSocket(cfg *Config, counts *counters, protocol timers) *socket {
+func newSocket(cfg *Config, counts *door.Counters, protocol timers) *socket {
 	s := &socket{
 		cfg: cfg, counts: counts, protocol: protocol,
 		// A client may send its message a byte at a time, each in a frame with 6
@@ -78,7 +80,7 @@ func (s *socket) Read(p []byte) (int, error) {
 		n, err := s.Conn.Read(p)
 		switch {
 		case n > 0 && !s.closed:
-			s.counts.bytesIn.Add(uint64(n))
+			s.counts.BytesIn.Add(uint64(n))
 			return n, s.arrived(n)
 		case s.closed, !errors.Is(err, os.ErrDeadlineExceeded):
 			return n, err
@@ -211,7 +213,8 @@ func (s *socket) write(p []byte) error {
 		s.sealed, s.broken = true, true
 		return err
 	}
-	s.counts.wrote(len(p), time.Since(start))
+	s.counts.FramesOut.Add(1)
+	s.counts.Wrote(len(p), time.Since(start))
 	return nil
 }
 

@@ -38,6 +38,7 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/internal/door"
 	"github.com/qaexchange/notification/web"
 )
 
@@ -155,9 +156,9 @@ type Handler struct {
 	cfg      Config
 	log      *slog.Logger
 
-	places  places
-	fullLog fullLog
-	counts  counters
+	door    *door.Door[*conn]
+	fullLog door.FullLog
+	counts  door.Counters
 }
 
 // New returns a Handler that makes its sessions at g. A g that is nil, or a value
@@ -170,12 +171,12 @@ func New(g Sessions, cfg Config) (*Handler, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	return &Handler{sessions: g, cfg: cfg, log: cfg.Logger, places: newPlaces(cfg.MaxConnections)}, nil
+	return &Handler{sessions: g, cfg: cfg, log: cfg.Logger, door: door.New[*conn](cfg.MaxConnections)}, nil
 }
 
 // Stats returns what was counted so far. It may be called at any time, as often
 // as one likes; it allocates a few kilobytes.
-func (h *Handler) Stats() Stats { return h.counts.snapshot() }
+func (h *Handler) Stats() Stats { return h.counts.Snapshot() }
 
 // ServeHTTP upgrades the connection and returns: the connection lives on in a
 // goroutine of its own, so that what net/http holds for a request, several
@@ -188,7 +189,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !canHijack(w) { // HTTP/2, or a middleware that hides it
-		h.counts.refused(http.StatusNotImplemented)
+		h.counts.Refused(http.StatusNotImplemented)
 		h.log.Warn("websocket refused: the ResponseWriter cannot be hijacked", "proto", r.Proto)
 		http.Error(w, http.StatusText(http.StatusNotImplemented), http.StatusNotImplemented)
 		return
@@ -214,23 +215,23 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case u.refusal != nil:
 		h.log.Debug("websocket refused", "remote", r.RemoteAddr, "user", c.user, "status", u.refusal.status, "error", u.refusal.err)
-		h.counts.refused(u.refusal.status)
+		h.counts.Refused(u.refusal.status)
 		u.clear()
 		http.Error(w, u.refusal.text(), u.refusal.status)
 		return
 	case err != nil: // Accept has answered
 		h.log.Debug("websocket refused", "remote", r.RemoteAddr, "user", c.user, "status", u.status, "error", err)
 		if u.status == http.StatusForbidden {
-			h.counts.origin.Add(1)
+			h.counts.Origin.Add(1)
 		} else {
-			h.counts.refused(u.status)
+			h.counts.Refused(u.status)
 		}
 		return
 	}
 	upgraded = true
 	ws.SetReadLimit(h.cfg.ReadLimit)
 	c.ws = ws
-	if !h.places.add(c) {
+	if !h.door.Connected(c) {
 		c.end(endGoingAway)
 	}
 	// Owned by h. It ends when the peer goes or c.end is called, at the latest
@@ -241,7 +242,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // refuseBody answers a handshake with a body. net/http would read the body
 // before it goes on, for as long as the peer likes.
 func (h *Handler) refuseBody(w http.ResponseWriter) {
-	h.counts.refused(http.StatusBadRequest)
+	h.counts.Refused(http.StatusBadRequest)
 	_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) // one that cannot has no socket to hold
 	w.Header().Set("Connection", "close")
 	http.Error(w, "a handshake has no body", http.StatusBadRequest)
@@ -268,7 +269,7 @@ func (h *Handler) Shutdown(ctx context.Context) error {
 		// deadline, so that its goroutine is gone by then.
 		spread, by = have*3/4, deadline.Add(-have/20)
 	}
-	conns := h.places.close()
+	conns := h.door.Close()
 	if len(conns) > 0 {
 		h.log.Info("closing websockets", "connections", len(conns), "over", spread)
 	}
@@ -282,18 +283,18 @@ func (h *Handler) Shutdown(ctx context.Context) error {
 			timer.Reset(wait)
 			select {
 			case <-timer.C:
-			case <-h.places.idle: // the peers went by themselves
+			case <-h.door.Idle(): // the peers went by themselves
 			case <-ctx.Done():
 			}
 		}
 		c.end(&end)
 	}
 	select {
-	case <-h.places.idle:
+	case <-h.door.Idle():
 		return nil
 	case <-ctx.Done():
 	}
-	for _, c := range h.places.all() {
+	for _, c := range h.door.All() {
 		_ = c.sock.Close()
 	}
 	return context.Cause(ctx)

@@ -760,11 +760,7 @@ func TestShutdown(t *testing.T) {
 		<-asked
 		done := make(chan error, 1)
 		go func() { done <- s.handler.Shutdown(within(patience)) }()
-		eventually(t, "closing", func() bool {
-			s.handler.places.mu.Lock()
-			defer s.handler.places.mu.Unlock()
-			return s.handler.places.closing
-		})
+		eventually(t, "closing", s.handler.door.Closing)
 		close(answer)
 		require.Equal(t, 1001, <-code)
 		require.NoError(t, <-done)

@@ -1,0 +1,197 @@
+// Package door is what the transports to browsers share of letting connections
+// in: how many there are, who may come beyond that, and what is counted.
+package door
+
+import (
+	"sync"
+	"time"
+)
+
+const (
+	// maxBeyond bounds the connections beyond the limit, none of which lasts
+	// longer than a handshake in one direction: those that are asked who they
+	// are, that are told why they were refused, or that gave way.
+	maxBeyond = 100
+	// refusalsPerSecond bounds how often a refusal is told by an upgrade.
+	refusalsPerSecond = 100
+)
+
+// A Connection is a connection, or a request on its way to become one.
+type Connection interface {
+	comparable
+	User() string          // whose it is; asked from Claim on
+	LastActive() time.Time // when it was last heard of; asked from Add on
+}
+
+// A Door counts who is connected. A connection takes one of a number of places
+// before it is asked for credentials, and gives it back when its socket is
+// closed. All methods may be called at any time, from anywhere.
+type Door[C Connection] struct {
+	// immutable after New
+	places int           // 0: no bound
+	idle   chan struct{} // closed when closing and nobody is here
+
+	mu       sync.Mutex
+	closing  bool           // guarded by mu: nobody comes in any more
+	taken    int            // guarded by mu: of places
+	beyond   int            // guarded by mu: of maxBeyond
+	refusals Bucket         // guarded by mu
+	guests   map[C]standing // guarded by mu
+}
+
+// A standing is what a Door knows of a connection.
+type standing struct {
+	beyond    bool // it has no place
+	connected bool // it is no request any more
+}
+
+// New returns a Door with so many places; 0: no bound.
+func New[C Connection](places int) *Door[C] {
+	return &Door[C]{places: places, idle: make(chan struct{}), guests: make(map[C]standing), refusals: NewBucket(refusalsPerSecond)}
+}
+
+// Enter lets a request in, beyond the limit too: who it is decides then. It
+// reports false if there is no room for that either, or the Door is closed; else
+// Leave must follow.
+func (d *Door[C]) Enter(c C) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.closing:
+		return false
+	case d.places == 0 || d.taken < d.places:
+		d.taken++
+		d.guests[c] = standing{}
+	case d.beyond < maxBeyond:
+		d.beyond++
+		d.guests[c] = standing{beyond: true}
+	default:
+		return false
+	}
+	return true
+}
+
+// Claim gives a request that is beyond the limit a place, now that its user is
+// known. If there is none, the user's own connection that was not heard of for
+// the longest gives way: it is half-open, most likely, and whoever comes back
+// over a new network must not wait until that is noticed. Claim returns that one,
+// which the caller ends, or zero; and false if there is no place.
+func (d *Door[C]) Claim(c C) (giveWay C, ok bool) {
+	var none C
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.guests[c]
+	if !s.beyond {
+		return none, true
+	}
+	if d.taken < d.places {
+		d.taken++
+		d.beyond--
+		d.guests[c] = standing{}
+		return none, true
+	}
+	var heard time.Time
+	for o, its := range d.guests {
+		if !its.connected || its.beyond || o.User() != c.User() {
+			continue
+		}
+		if at := o.LastActive(); giveWay == none || at.Before(heard) {
+			giveWay, heard = o, at
+		}
+	}
+	if giveWay == none {
+		return none, false
+	}
+	d.guests[giveWay], d.guests[c] = standing{beyond: true, connected: true}, standing{}
+	return giveWay, true
+}
+
+// Refuse reports whether a request may be upgraded to be told why it is refused,
+// for which it needs no place.
+func (d *Door[C]) Refuse(c C) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.guests[c]
+	if !s.beyond && d.beyond >= maxBeyond || !d.refusals.Take() {
+		return false
+	}
+	if !s.beyond {
+		d.taken--
+		d.beyond++
+		d.guests[c] = standing{beyond: true}
+	}
+	return true
+}
+
+// Connected says that c is a connection now, which Close and All return. It
+// reports false if Close was called before.
+func (d *Door[C]) Connected(c C) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.guests[c]
+	s.connected = true
+	d.guests[c] = s
+	return !d.closing
+}
+
+// Leave ends what Enter began.
+func (d *Door[C]) Leave(c C) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.guests[c].beyond {
+		d.beyond--
+	} else {
+		d.taken--
+	}
+	delete(d.guests, c)
+	if d.closing && len(d.guests) == 0 {
+		close(d.idle)
+	}
+}
+
+// Close lets nobody in any more and returns the connections.
+func (d *Door[C]) Close() []C {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.closing && len(d.guests) == 0 {
+		close(d.idle)
+	}
+	d.closing = true
+	return d.list()
+}
+
+// Idle is closed when the Door is and everybody has left.
+func (d *Door[C]) Idle() <-chan struct{} { return d.idle }
+
+// Closing reports whether Close was called.
+func (d *Door[C]) Closing() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.closing
+}
+
+// All returns the connections.
+func (d *Door[C]) All() []C {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.list()
+}
+
+// Inside returns how many connections and requests there are, and how many of
+// them beyond the limit.
+func (d *Door[C]) Inside() (all, beyond int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.guests), d.beyond
+}
+
+// list copies, so that the lock is free meanwhile. d.mu is held.
+func (d *Door[C]) list() []C {
+	conns := make([]C, 0, len(d.guests))
+	for c, s := range d.guests {
+		if s.connected {
+			conns = append(conns, c)
+		}
+	}
+	return conns
+}
