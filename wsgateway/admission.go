@@ -1,14 +1,12 @@
 package wsgateway
 
 import (
-	"crypto/rand"
 	"errors"
-	"fmt"
 	"net/http"
-	"net/url"
 	"time"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/internal/door"
 	"github.com/qaexchange/notification/web"
 )
 
@@ -29,7 +27,7 @@ func (f *refusal) text() string {
 // full is the refusal that lets a proxy try the next server.
 func (h *Handler) full(why string) *refusal {
 	h.fullLog.Note(h.log, "websockets refused with 503", why)
-	return &refusal{status: http.StatusServiceUnavailable, said: why}
+	return &refusal{status: http.StatusServiceUnavailable, err: errors.New(why)}
 }
 
 // admit is all that comes between a good handshake from a good origin and the
@@ -59,7 +57,7 @@ func (h *Handler) admit(c *conn, r *http.Request) *refusal {
 	case giveWay != nil:
 		giveWay.end(endReplaced)
 	}
-	channels, after, err := parseQuery(r.URL)
+	channels, after, err := door.ParseQuery(r.URL)
 	if err != nil {
 		return h.refuse(c, endBadRequest, &refusal{status: http.StatusBadRequest, said: err.Error(), err: err})
 	}
@@ -79,49 +77,21 @@ func (h *Handler) refuse(c *conn, e *ending, otherwise *refusal) *refusal {
 	return nil
 }
 
-// parseQuery reads ?channels= and ?cursor=.
-func parseQuery(u *url.URL) (channels []notification.Channel, cursor string, err error) {
-	q, err := url.ParseQuery(u.RawQuery)
-	if err != nil {
-		return nil, "", errors.New("the query cannot be read")
-	}
-	if q.Has("channels") {
-		if channels, err = web.ParseChannels(q.Get("channels")); err != nil {
-			return nil, "", errors.New("channels: they are trade, account, position, risk and system")
-		}
-	}
-	return channels, q.Get("cursor"), nil
-}
-
 // register makes the session of c and composes what it hears first.
 func (h *Handler) register(c *conn, channels []notification.Channel, cursor string) *refusal {
-	cfg := notification.SessionConfig{ID: rand.Text(), UserID: c.user, Sink: c, Channels: channels}
-	gone := false
+	var resumed bool
 	var err error
-	if cursor != "" {
-		if cfg.After, err = notification.ParseCursor(cursor); err == nil {
-			c.session, err = h.sessions.RegisterSession(cfg)
+	c.session, resumed, err = door.Register(h.sessions, notification.SessionConfig{UserID: c.user, Sink: c, Channels: channels}, cursor, c.batches)
+	if err != nil {
+		switch status := door.StatusOf(err); status {
+		case http.StatusServiceUnavailable:
+			return h.full(err.Error())
+		case http.StatusGone: // without a subprotocol there is no reset
+			return &refusal{status: status, said: "cursor gone: load a snapshot, connect without it", err: err}
+		default:
+			h.log.Error("websocket refused: no session", "user", c.user, "error", err)
+			return &refusal{status: status, err: err}
 		}
-		// A cursor that is none is as good as one that is gone: either way the
-		// client has to load a snapshot.
-		gone = errors.Is(err, notification.ErrInvalid) || errors.Is(err, notification.ErrCursorGone)
-	}
-	if gone && !c.batches { // where there is no reset
-		return &refusal{status: http.StatusGone, said: "cursor gone: load a snapshot, connect without it", err: err}
-	}
-	if cursor == "" || gone {
-		cfg.After = notification.Cursor{}
-		c.session, err = h.sessions.RegisterSession(cfg)
-	}
-	switch {
-	case err == nil:
-	case errors.Is(err, notification.ErrTooManySessions):
-		return h.full("no more sessions")
-	case errors.Is(err, notification.ErrClosed):
-		return h.full("going away")
-	default:
-		h.log.Error("websocket refused: no session", "user", c.user, "error", err)
-		return &refusal{status: http.StatusInternalServerError, err: fmt.Errorf("no session: %w", err)}
 	}
 	c.session.Touch()
 	if !c.batches {
@@ -134,12 +104,12 @@ func (h *Handler) register(c *conn, channels []notification.Channel, cursor stri
 		Action:      "welcome",
 		SessionID:   c.session.ID(),
 		Cursor:      c.wire.String(),
-		Resumed:     cursor != "" && !gone,
+		Resumed:     resumed,
 		Channels:    c.session.Subscriptions(),
 		HeartbeatMS: h.cfg.HeartbeatInterval.Milliseconds(),
 		Refresh:     h.cfg.Refresh != nil,
 	})
-	if gone {
+	if cursor != "" && !resumed {
 		c.hello = appendJSONFrame(c.hello, reset{Action: "reset", Reason: "cursor_gone"})
 	}
 	return nil

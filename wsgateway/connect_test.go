@@ -266,7 +266,7 @@ func TestRefusals(t *testing.T) {
 			require.Error(t, err)
 		}
 		require.Equal(t, 1, strings.Count(log.String(), "503"))
-		require.Contains(t, log.String(), "no more sessions")
+		require.Contains(t, log.String(), "too many sessions")
 	})
 }
 

@@ -48,6 +48,8 @@ type Sessions interface {
 	RegisterSession(notification.SessionConfig) (*notification.Session, error)
 }
 
+var _ Sessions = (*notification.Gateway)(nil)
+
 // Config configures a Handler. Authenticate is required; zero is the default
 // for the others, negative is invalid.
 type Config struct {
@@ -248,10 +250,6 @@ func (h *Handler) refuseBody(w http.ResponseWriter) {
 	http.Error(w, "a handshake has no body", http.StatusBadRequest)
 }
 
-// defaultSpread is over how long Shutdown spreads its 1001s if its ctx has no
-// deadline.
-const defaultSpread = 10 * time.Second
-
 // Shutdown refuses new connections and closes the others with 1001, spread
 // evenly over three quarters of the time until ctx's deadline, or 10 s if it has
 // none, so that the clients do not all come back at once. It returns nil as soon
@@ -261,41 +259,9 @@ const defaultSpread = 10 * time.Second
 // Gateway lives, the connections that wait for their turn are still served.
 // http.Server.Shutdown knows nothing of WebSockets and does not do this.
 func (h *Handler) Shutdown(ctx context.Context) error {
-	start := time.Now()
-	spread, by := defaultSpread, time.Time{}
-	if deadline, ok := ctx.Deadline(); ok {
-		have := max(deadline.Sub(start), 0)
-		// A peer that does not answer the last 1001 is cut a little before the
-		// deadline, so that its goroutine is gone by then.
-		spread, by = have*3/4, deadline.Add(-have/20)
-	}
-	conns := h.door.Close()
-	if len(conns) > 0 {
-		h.log.Info("closing websockets", "connections", len(conns), "over", spread)
-	}
-	end := *endGoingAway
-	end.by = by
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
-	for i, c := range conns {
-		at := start.Add(time.Duration(float64(spread) * float64(i) / float64(len(conns))))
-		if wait := time.Until(at); wait >= time.Millisecond {
-			timer.Reset(wait)
-			select {
-			case <-timer.C:
-			case <-h.door.Idle(): // the peers went by themselves
-			case <-ctx.Done():
-			}
-		}
+	return h.door.Shutdown(ctx, func(c *conn, by time.Time) {
+		end := *endGoingAway
+		end.by = by
 		c.end(&end)
-	}
-	select {
-	case <-h.door.Idle():
-		return nil
-	case <-ctx.Done():
-	}
-	for _, c := range h.door.All() {
-		_ = c.sock.Close()
-	}
-	return context.Cause(ctx)
+	}, func(c *conn) { _ = c.sock.Close() })
 }

@@ -3,6 +3,7 @@
 package door
 
 import (
+	"context"
 	"sync"
 	"time"
 )
@@ -160,8 +161,49 @@ func (d *Door[C]) Close() []C {
 	return d.list()
 }
 
-// Idle is closed when the Door is and everybody has left.
-func (d *Door[C]) Idle() <-chan struct{} { return d.idle }
+// defaultSpread is over how long Shutdown spreads the endings if its ctx has no
+// deadline.
+const defaultSpread = 10 * time.Second
+
+// Shutdown lets nobody in any more and ends the connections, spread evenly over
+// three quarters of the time until ctx's deadline, or 10 s if it has none, so that
+// the clients do not all come back at once. It returns nil as soon as all have
+// left. If ctx ends first it cuts the rest and returns ctx's error.
+//
+// end is told until when the peer may take to say goodbye, zero for as long as
+// usual; that is a little before the deadline. It must not block, nor may cut.
+func (d *Door[C]) Shutdown(ctx context.Context, end func(c C, by time.Time), cut func(C)) error {
+	start := time.Now()
+	spread, by := defaultSpread, time.Time{}
+	if deadline, ok := ctx.Deadline(); ok {
+		have := max(deadline.Sub(start), 0)
+		spread, by = have*3/4, deadline.Add(-have/20)
+	}
+	conns := d.Close()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for i, c := range conns {
+		at := start.Add(time.Duration(float64(spread) * float64(i) / float64(len(conns))))
+		if wait := time.Until(at); wait >= time.Millisecond {
+			timer.Reset(wait)
+			select {
+			case <-timer.C:
+			case <-d.idle: // the peers went by themselves
+			case <-ctx.Done():
+			}
+		}
+		end(c, by)
+	}
+	select {
+	case <-d.idle:
+		return nil
+	case <-ctx.Done():
+	}
+	for _, c := range d.All() {
+		cut(c)
+	}
+	return context.Cause(ctx)
+}
 
 // Closing reports whether Close was called.
 func (d *Door[C]) Closing() bool {

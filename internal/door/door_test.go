@@ -136,18 +136,18 @@ func TestDoor(t *testing.T) {
 		require.ElementsMatch(t, []*guest{alice, request}, d.All())
 		d.Leave(alice)
 		select {
-		case <-d.Idle():
+		case <-d.idle:
 			t.Fatal("somebody is here")
 		default:
 		}
 		d.Leave(request)
-		<-d.Idle()
+		<-d.idle
 		require.Empty(t, d.Close(), "again")
 	})
 	t.Run("with nobody here it is idle at once", func(t *testing.T) {
 		d := New[*guest](0)
 		require.Empty(t, d.Close())
-		<-d.Idle()
+		<-d.idle
 	})
 }
 
@@ -210,7 +210,7 @@ func TestDoorModel(t *testing.T) {
 			d.Leave(g)
 		}
 	}
-	<-d.Idle()
+	<-d.idle
 	require.Zero(t, d.taken)
 	require.Zero(t, d.beyond)
 }
