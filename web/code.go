@@ -32,6 +32,7 @@ const (
 	CodePolicy      Code = 1008 // too many commands, or a message that was not finished in time
 	CodeTooBig      Code = 1009 // a message over the limit
 	CodeFailed      Code = 1011 // the server failed
+	CodeTryAgain    Code = 1013 // no room, or going away
 	CodeSlow        Code = 4000 // slow consumer
 	CodeNotHeard    Code = 4001 // nothing was heard of the peer
 	CodeGap         Code = 4100 // notifications may have been lost

@@ -361,10 +361,13 @@ func (c *conn) Push(ctx context.Context, batch []*notification.Message) error {
 	c.sock.writing.Lock()
 	defer c.sock.writing.Unlock()
 	err := c.sock.sendLocked(*buf)
-	if err == nil {
+	switch {
+	case err == nil:
 		c.wire = cursor
-	} else if errors.Is(err, os.ErrDeadlineExceeded) {
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		err = fmt.Errorf("wsgateway: %w: %w", notification.ErrSlowConsumer, err)
+	default:
+		c.end(endLost)
 	}
 	return err
 }
