@@ -10,7 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
 	"github.com/coder/websocket"
 	"github.com/qaexchange/notification"
@@ -63,7 +62,6 @@ type conn struct {
 
 	// owned by run's goroutine, in which the library calls pinged and ponged too
 	budget      door.Bucket
-	inMessage   bool               // between the first and the last frame of a message
 	warned      int64              // for which expires the client was warned
 	stopRefresh context.CancelFunc // of the last one
 
@@ -142,18 +140,13 @@ func (c *conn) read() error {
 	if err != nil {
 		return err
 	}
-	c.inMessage = true
 	text, err := io.ReadAll(r)
 	if err != nil {
 		return err
 	}
-	c.inMessage = false
 	c.heard()
 	if !c.budget.Take() {
 		return endFlood
-	}
-	if kind == websocket.MessageText && !utf8.Valid(text) { // the library does not look
-		return endUTF8
 	}
 	c.h.counts.Commands.Add(1)
 	return c.answer(c.execute(kind == websocket.MessageText, text))
@@ -174,7 +167,6 @@ func (c *conn) answer(a *answer) error {
 func (c *conn) heard() {
 	c.h.counts.FramesIn.Add(1)
 	c.session.Touch()
-	c.sock.heard(!c.inMessage)
 }
 
 // pinged is called by the library for a ping. It always returns false, so that
@@ -202,7 +194,6 @@ func (c *conn) ponged(context.Context, []byte) {
 		return
 	}
 	c.heard()
-	c.sock.ponged()
 	if !c.budget.Take() {
 		c.end(endFlood)
 	}
@@ -322,8 +313,6 @@ func closeCode(e *ending, peer websocket.StatusCode) web.Code {
 func endingOfRead(err error) *ending {
 	var broken *net.OpError
 	switch {
-	case errors.Is(err, websocket.ErrMessageTooBig):
-		return endTooBig
 	case websocket.CloseStatus(err) >= 0:
 		return endNormal // the peer went
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errSealed), errors.As(err, &broken):

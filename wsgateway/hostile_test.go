@@ -12,6 +12,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"runtime"
 	"slices"
@@ -162,6 +163,42 @@ func TestSocket(t *testing.T) {
 		require.NoError(t, s.Close())
 		require.Error(t, <-failed)
 	})
+	t.Run("a peer that violates the protocol gets the close frame, the end of the stream and no reset", func(t *testing.T) {
+		ln := listen(t)
+		defer ln.Close()
+		peer, err := net.Dial("tcp", ln.Addr().String())
+		require.NoError(t, err)
+		defer peer.Close()
+		require.NoError(t, peer.SetDeadline(time.Now().Add(patience)))
+		s := newConn(&Handler{cfg: Config{WriteTimeout: patience, PingInterval: patience, PongTimeout: patience, ReadLimit: 1}}).sock
+		s.Conn, err = ln.Accept()
+		require.NoError(t, err)
+		defer s.Close()
+		talked := make(chan error)
+		go func() { // it does not stop for all that
+			_, err := peer.Write(append(masked(fin|opPing, nil), make([]byte, 4<<20)...))
+			talked <- errors.Join(err, peer.(*net.TCPConn).CloseWrite())
+		}()
+		good, err := io.ReadAll(s)
+		require.Equal(t, masked(fin|opPing, nil), good)
+		var e *ending
+		require.ErrorAs(t, err, &e)
+		require.EqualValues(t, 1002, e.code)
+		_, again := s.Read(make([]byte, 1))
+		require.Equal(t, err, again)
+		require.True(t, s.seal(time.Now().Add(patience)))
+		_, err = s.Write([]byte("close frame"))
+		require.NoError(t, err)
+		heard, err := io.ReadAll(peer)
+		require.NoError(t, err)
+		require.Equal(t, "close frame", string(heard))
+		for _, r := range []io.Reader{s, s.Conn} { // nothing is left in the socket either
+			n, err := r.Read(make([]byte, 1))
+			require.Zero(t, n)
+			require.ErrorIs(t, err, io.EOF)
+		}
+		require.NoError(t, <-talked)
+	})
 }
 
 func TestSilence(t *testing.T) {
@@ -244,6 +281,12 @@ func TestTraps(t *testing.T) {
 		{"half a ping", func(c *rawClient) {
 			_, _ = c.Write([]byte{fin | opPing, 0x80 | 10, 0, 0, 0, 0, 'x'})
 		}, []int{1008}},
+		{"half a frame that came along with a whole one", func(c *rawClient) {
+			_, _ = c.Write(append(masked(fin|opPing, nil), fin|opText))
+		}, []int{1008}},
+		{"a message whose first frame came along with a whole one", func(c *rawClient) {
+			_, _ = c.Write(append(masked(fin|opPing, nil), masked(opText, []byte("x"))...))
+		}, []int{1008}},
 		{"half a close frame", func(c *rawClient) {
 			_, _ = c.Write([]byte{fin | 8, 0x80 | 2, 0, 0, 0, 0, 3})
 		}, []int{1008}},
@@ -287,8 +330,7 @@ func TestTraps(t *testing.T) {
 		}, []int{1002}},
 		{"a length of 2^62", func(c *rawClient) {
 			_, _ = c.Write([]byte{fin | opText, 0x80 | 127, 0x40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
-			_, _ = c.Write(make([]byte, 8<<10))
-		}, []int{1009, 0}},
+		}, []int{1009}},
 		{"an unknown opcode", func(c *rawClient) { _, _ = c.Write(masked(fin|3, nil)) }, []int{1002}},
 		{"reserved bits", func(c *rawClient) { _, _ = c.Write(masked(fin|0x70|opText, []byte("{}"))) }, []int{1002}},
 		{"a continuation of nothing", func(c *rawClient) { _, _ = c.Write(masked(fin, []byte("x"))) }, []int{1002}},
@@ -329,6 +371,46 @@ func TestTraps(t *testing.T) {
 			sending.Wait()
 		})
 	}
+}
+
+func TestAViolationUnderTLS(t *testing.T) {
+	s := serveOn(t, secureListener(t, listen(t)), notification.GatewayConfig{}, Config{})
+	nc := dial(t, s, "mallory", true)
+	defer nc.Close()
+	c := &rawClient{t, nc, bufio.NewReader(nc)}
+	_, err := c.Write(append(masked(fin|opPing, nil), []byte{fin | opText, 0}...))
+	require.NoError(t, err)
+	t.Run("is told, and then the stream ends as TLS has it", func(t *testing.T) {
+		opcode, _, err := c.read()
+		require.NoError(t, err)
+		require.Equal(t, byte(opPong), opcode)
+		opcode, payload, err := c.read()
+		require.NoError(t, err)
+		require.Equal(t, byte(opClose), opcode)
+		require.Equal(t, "\x03\xeaa frame is not masked", string(payload))
+		_, _, err = c.read()
+		require.Equal(t, io.EOF, err)
+	})
+}
+
+func TestAHalfFrameAlongWithTheHandshake(t *testing.T) {
+	cfg := impatient
+	cfg.PingInterval = patience
+	s := serve(t, notification.GatewayConfig{}, cfg)
+	nc, err := net.Dial("tcp", s.addr)
+	require.NoError(t, err)
+	defer nc.Close()
+	require.NoError(t, nc.SetDeadline(time.Now().Add(patience)))
+	_, err = nc.Write(append(request("GET / HTTP/1.1"), fin|opText))
+	require.NoError(t, err)
+	c := &rawClient{t, nc, bufio.NewReader(nc)}
+	resp, err := http.ReadResponse(c.r, nil)
+	require.NoError(t, err)
+	require.Equal(t, 101, resp.StatusCode)
+	t.Run("ends the connection by its deadline", func(t *testing.T) {
+		code, _ := c.goodbye()
+		require.Equal(t, 1008, code)
+	})
 }
 
 // TestHostileConnections sends everything at once.

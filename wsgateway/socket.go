@@ -2,6 +2,7 @@ package wsgateway
 
 import (
 	"errors"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -23,11 +24,10 @@ type timers interface {
 // one system call, without the library's write buffer per connection, and a
 // ping without a goroutine that waits for its answer.
 type socket struct {
-	net.Conn      // immutable after Hijack
-	cfg           *Config
-	counts        *door.Counters
-	protocol      timers
-	longestOnWire int // immutable: bytes that a message may take with all its headers
+	net.Conn // immutable after Hijack
+	cfg      *Config
+	counts   *door.Counters
+	protocol timers
 
 	cause    atomic.Pointer[ending]    // why it ends, once it does
 	poked    atomic.Bool               // what is due has changed
@@ -39,22 +39,21 @@ type socket struct {
 	sealed  bool // guarded by writing: nothing but the close frame may be written, or nothing at all
 	broken  bool // guarded by writing: a frame is incomplete, so the peer cannot understand another
 
-	// owned by the reader: when what is due. Zero is never.
+	// owned by ServeHTTP, then by the reader
+	frames watcher
+	closed bool // sealed: the read deadline is final
+	// When what is due. Zero is never.
 	armed  time.Time // the read deadline, as the kernel has it
 	pingAt time.Time // quiet since PingInterval
 	pongBy time.Time // a ping is unanswered
 	restBy time.Time // a frame or message has begun
-	onWire int       // its bytes so far
-	closed bool      // sealed: the read deadline is final
 }
 
 func newSocket(cfg *Config, counts *door.Counters, protocol timers) *socket {
 	s := &socket{
 		cfg: cfg, counts: counts, protocol: protocol,
-		// A client may send its message a byte at a time, each in a frame with 6
-		// bytes of header. Endless empty frames are not within ReadLimit's reach.
-		longestOnWire: 7*int(cfg.ReadLimit) + 1024,
-		pingAt:        time.Now().Add(cfg.PingInterval),
+		frames: watcher{limit: cfg.ReadLimit},
+		pingAt: time.Now().Add(cfg.PingInterval),
 	}
 	s.sentAt.Store(time.Now().UnixNano())
 	return s
@@ -71,8 +70,12 @@ func (s *socket) end(e *ending) {
 	}
 }
 
-// Read is the library's, always in the reader's goroutine.
+// Read is the library's, always in the reader's goroutine. It returns a violation
+// of the protocol behind the bytes that came before it, and then for ever.
 func (s *socket) Read(p []byte) (int, error) {
+	if s.frames.bad != nil {
+		return 0, s.refuse()
+	}
 	if s.armed.IsZero() && !s.closed {
 		s.arm()
 	}
@@ -80,8 +83,7 @@ func (s *socket) Read(p []byte) (int, error) {
 		n, err := s.Conn.Read(p)
 		switch {
 		case n > 0 && !s.closed:
-			s.counts.BytesIn.Add(uint64(n))
-			return n, s.arrived(n)
+			return s.arrived(p[:n])
 		case s.closed, !errors.Is(err, os.ErrDeadlineExceeded):
 			return n, err
 		}
@@ -142,32 +144,51 @@ func (s *socket) poke() {
 // lastSent returns when the last write began, or the socket if there was none.
 func (s *socket) lastSent() time.Time { return time.Unix(0, s.sentAt.Load()) }
 
-// arrived starts the clock of a frame at its first byte. If that came along with
-// the end of the one before, it starts with the next byte; should none come, the
-// peer cannot answer the next ping either.
-func (s *socket) arrived(n int) error {
-	if s.restBy.IsZero() {
-		s.restBy = time.Now().Add(s.cfg.PongTimeout)
-		if s.restBy.Before(s.armed) {
-			s.arm()
+// arrived follows the frames in p, and sets the clocks by them. It returns how
+// many bytes of p come before a violation, and that.
+func (s *socket) arrived(p []byte) (good int, err error) {
+	s.counts.BytesIn.Add(uint64(len(p)))
+	now := time.Now()
+	for good < len(p) {
+		if !s.frames.begun() {
+			s.restBy = now.Add(s.cfg.PongTimeout)
+		}
+		n, opcode, whole := s.frames.follow(p[good:])
+		good += n
+		if s.frames.bad != nil {
+			return good, s.frames.bad
+		}
+		if !whole {
+			continue
+		}
+		s.pingAt = now.Add(s.cfg.PingInterval)
+		if opcode == opPong {
+			s.pongBy = time.Time{}
+		}
+		if !s.frames.begun() {
+			s.restBy = time.Time{}
 		}
 	}
-	if s.onWire += n; s.onWire > s.longestOnWire {
-		return endTooBig
+	if !s.restBy.IsZero() && s.restBy.Before(s.armed) {
+		s.arm()
 	}
-	return nil
+	return good, nil
 }
 
-// heard notes a whole frame: the peer is there. If it is not one in the middle
-// of a message, nothing has begun.
-func (s *socket) heard(whole bool) {
-	s.pingAt = time.Now().Add(s.cfg.PingInterval)
-	if whole {
-		s.restBy, s.onWire = time.Time{}, 0
+// refuse gives the library nothing more to read from a peer that has violated
+// the protocol. Once the close frame is written it reads on without looking,
+// until the peer goes or the deadline passes: if the socket were closed with
+// bytes in it that nobody has read, the kernel would reset the connection, and
+// the peer might never see the close frame.
+func (s *socket) refuse() error {
+	if !s.closed {
+		return s.frames.bad
 	}
+	if _, err := io.Copy(io.Discard, s.Conn); err != nil {
+		return err
+	}
+	return io.EOF
 }
-
-func (s *socket) ponged() { s.pongBy = time.Time{} }
 
 // send writes whole frames.
 func (s *socket) send(frames []byte) error {
@@ -185,7 +206,9 @@ func (s *socket) sendLocked(frames []byte) error {
 }
 
 // Write is the library's: a close frame, after which nothing may follow. (Its
-// buffer has room for one, so that it comes in one piece.)
+// buffer has room for one, so that it comes in one piece.) For a peer that has
+// violated the protocol the stream ends behind it, because the close frame that
+// answers ours will not be looked at.
 func (s *socket) Write(p []byte) (int, error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
@@ -195,6 +218,9 @@ func (s *socket) Write(p []byte) (int, error) {
 	s.sealed = true
 	if err := s.write(p); err != nil {
 		return 0, err
+	}
+	if half, ok := s.Conn.(interface{ CloseWrite() error }); ok && s.frames.bad != nil {
+		_ = half.CloseWrite()
 	}
 	return len(p), nil
 }

@@ -70,6 +70,8 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, nc.Close())
 	}
+	good, _ := u.sock.arrived(early) // Read will tell of a violation
+	early = early[:good]
 	br := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(bytes.Clone(early)), u.sock), max(len(early), readBuffer))
 	if _, err := br.Peek(len(early)); err != nil {
 		return nil, nil, errors.Join(err, nc.Close())

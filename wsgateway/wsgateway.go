@@ -190,6 +190,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.refuseBody(w)
 		return
 	}
+	if r.Header.Get("Sec-WebSocket-Version") != "13" {
+		h.refuseVersion(w)
+		return
+	}
 	if !canHijack(w) { // HTTP/2, or a middleware that hides it
 		h.counts.Refused(http.StatusNotImplemented)
 		h.log.Warn("websocket refused: the ResponseWriter cannot be hijacked", "proto", r.Proto)
@@ -231,7 +235,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	upgraded = true
-	ws.SetReadLimit(h.cfg.ReadLimit)
+	ws.SetReadLimit(-1) // the socket sees to it
 	c.ws = ws
 	if !h.door.Connected(c) {
 		c.end(endGoingAway)
@@ -248,6 +252,16 @@ func (h *Handler) refuseBody(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) // one that cannot has no socket to hold
 	w.Header().Set("Connection", "close")
 	http.Error(w, "a handshake has no body", http.StatusBadRequest)
+}
+
+// refuseVersion answers a handshake of a version that is not ours, as RFC 6455,
+// 4.4 has it. (The library says 400.)
+func (h *Handler) refuseVersion(w http.ResponseWriter) {
+	h.counts.Refused(http.StatusUpgradeRequired)
+	w.Header().Set("Connection", "Upgrade")
+	w.Header().Set("Upgrade", "websocket")
+	w.Header().Set("Sec-WebSocket-Version", "13")
+	http.Error(w, "the version of the WebSocket protocol is 13", http.StatusUpgradeRequired)
 }
 
 // Shutdown refuses new connections and closes the others with 1001, spread
