@@ -1,0 +1,93 @@
+package mount
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/wsgateway"
+)
+
+var orders = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "no orders") })
+
+// bare is a middleware as it is often written: its writer hides what it embeds.
+func bare(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		next.ServeHTTP(struct{ http.ResponseWriter }{w}, r)
+	})
+}
+
+func TestMount(t *testing.T) {
+	gateway, err := notification.NewGateway("gateway-1", notification.GatewayConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- gateway.Run(context.Background()) }() // ends with Shutdown, and is waited for
+	sockets, err := wsgateway.New(gateway, wsgateway.Config{
+		Authenticate: func(*http.Request) (wsgateway.Identity, error) { return wsgateway.Identity{UserID: "alice"}, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		for _, err := range []error{sockets.Shutdown(ctx), gateway.Shutdown(ctx), <-done} {
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+
+	var log bytes.Buffer
+	mux := Mux(sockets, orders, slog.New(slog.NewTextHandler(&log, nil)))
+	for _, c := range []struct {
+		name   string
+		router http.Handler
+		status int
+	}{
+		{"net/http, behind a writer with Unwrap", mux, http.StatusSwitchingProtocols},
+		{"chi, behind its own middleware", Chi(sockets, orders), http.StatusSwitchingProtocols},
+		{"a writer without Unwrap is said, not hung up on", bare(mux), http.StatusNotImplemented},
+		{"so is a buffering timeout", http.TimeoutHandler(mux, time.Minute, ""), http.StatusNotImplemented},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			server := httptest.NewServer(c.router)
+			defer server.Close()
+			ws, answer, err := websocket.Dial(t.Context(), server.URL+"/notifications", &websocket.DialOptions{Subprotocols: []string{"notification.batch.v1"}})
+			if answer == nil || answer.StatusCode != c.status {
+				t.Fatalf("%+v, %v", answer, err)
+			}
+			if err == nil {
+				defer ws.CloseNow()
+				var first struct {
+					Action string `json:"action"`
+				}
+				if _, text, err := ws.Read(t.Context()); err != nil || json.Unmarshal(text, &first) != nil || first.Action != "welcome" {
+					t.Errorf("%s, %v", text, err)
+				}
+			}
+			other, err := http.Get(server.URL + "/orders")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer other.Body.Close()
+			if body, err := io.ReadAll(other.Body); err != nil || string(body) != "no orders" {
+				t.Errorf("%q, %v", body, err)
+			}
+		})
+	}
+	if !strings.Contains(log.String(), "path=/notifications status=101") {
+		t.Errorf("the upgrade was not logged:\n%s", &log)
+	}
+}
