@@ -1,3 +1,5 @@
+// Quickstart is the program of the README's quick start, which a test compares
+// with what follows.
 package main
 
 import (

@@ -1,0 +1,95 @@
+package examples
+
+import (
+	"encoding/json"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/qaexchange/notification"
+)
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// goBlocks returns the fenced blocks of Go in a page of Markdown.
+func goBlocks(page string) (blocks []string) {
+	for i, piece := range strings.Split(page, "\n```") {
+		if code, ok := strings.CutPrefix(piece, "go\n"); ok && i%2 == 1 {
+			blocks = append(blocks, code+"\n")
+		}
+	}
+	return blocks
+}
+
+// isCutFrom reports whether the lines of block stand in source one behind the
+// other, all of them indented by as much.
+func isCutFrom(block, source string) bool {
+	want, have := strings.Split(strings.TrimSuffix(block, "\n"), "\n"), strings.Split(source, "\n")
+	for i := range len(have) - len(want) + 1 {
+		indent, ok := strings.CutSuffix(have[i], want[0])
+		if !ok || strings.Trim(indent, "\t") != "" {
+			continue
+		}
+		if slices.EqualFunc(have[i:i+len(want)], want, func(h, w string) bool { return h == w && w == "" || h == indent+w }) {
+			return true
+		}
+	}
+	return false
+}
+
+func TestDocs(t *testing.T) {
+	t.Run("the README's quick start is a program, and says what arrived", func(t *testing.T) {
+		_, section, _ := strings.Cut(readFile(t, "../README.md"), "\n## Quick start\n")
+		section, _, _ = strings.Cut(section, "\n## ")
+		blocks := goBlocks(section)
+		source := readFile(t, "quickstart/main.go")
+		if len(blocks) != 1 || blocks[0] != source[strings.Index(source, "package main"):] {
+			t.Fatalf("README.md and examples/quickstart/main.go differ; README.md has\n%s", strings.Join(blocks, "\n"))
+		}
+		said, err := exec.Command("go", "run", "./quickstart").Output()
+		var n notification.Notification
+		if err != nil || json.Unmarshal(said, &n) != nil || n.ID != "trade-t1" || n.UserID != "alice" {
+			t.Errorf("%s, %v", said, err)
+		}
+	})
+	t.Run("the Go of docs/integrations.md is cut from packages that compile", func(t *testing.T) {
+		var sources []string
+		err := filepath.WalkDir("integrations", func(path string, d fs.DirEntry, err error) error {
+			if err == nil && strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
+				sources = append(sources, readFile(t, path))
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks := goBlocks(readFile(t, "../docs/integrations.md"))
+		if len(blocks) < 8 {
+			t.Errorf("only %d blocks were found", len(blocks))
+		}
+		for _, b := range blocks {
+			if !slices.ContainsFunc(sources, func(source string) bool { return isCutFrom(b, source) }) {
+				t.Errorf("this is in no source:\n%s", b)
+			}
+		}
+	})
+	t.Run("what differs by a line or an indent is not cut from it", func(t *testing.T) {
+		source := "a\n\tb\n\n\t\tc\nd\n"
+		for block, want := range map[string]bool{"b\n\n\tc\n": true, "a\n": true, "b\nc\n": false, "b\n\nc\n": false, "c\n\td\n": false, "e\n": false} {
+			if got := isCutFrom(block, source); got != want {
+				t.Errorf("%q: %t", block, got)
+			}
+		}
+	})
+}
