@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -276,7 +277,7 @@ func TestArchiveCorrupt(t *testing.T) {
 			{change(3, 255), "version 255 is unknown, this is version 1"},
 			{change(4, 0, 0), "163 bytes where the header says 0"},
 			{change(24, 0), "type 0 is unknown"},
-			{change(24, 20), "type 20 is unknown"},
+			{change(24, byte(numTypes)), fmt.Sprintf("type %d is unknown", numTypes)},
 			{change(25, 4), "priority 4 is over 3"},
 			{change(8, 0xff, 0xff, 0xff, 0xff), "163 bytes where the lengths of its strings make 4294967445"},
 			{change(12, 0, 0, 46, 0), "ID has 0 bytes"},

@@ -199,8 +199,9 @@ func TestProgram(t *testing.T) {
 		}
 	})
 	t.Run("who names nobody is refused", func(t *testing.T) {
-		if status, body := ask(t, p.page+"notifications"); status != http.StatusUnauthorized {
-			t.Errorf("%d %s", status, body)
+		c := p.connect(t, "", "")
+		if _, text, err := c.ws.Read(t.Context()); websocket.CloseStatus(err) != 4401 {
+			t.Errorf("%s, %v", text, err)
 		}
 	})
 	t.Run("on SIGTERM it sends its clients away, loses nothing and ends with 0", func(t *testing.T) {

@@ -14,7 +14,8 @@ import (
 	"github.com/qaexchange/notification"
 )
 
-// Sessions registers sessions at Gateway with their sinks wrapped by Sink.
+// Sessions registers sessions at Gateway with their sinks wrapped by Sink:
+// wsgateway.New takes it in place of the Gateway.
 type Sessions struct {
 	Gateway *notification.Gateway
 	Tracer  trace.Tracer

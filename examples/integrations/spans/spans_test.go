@@ -13,7 +13,10 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/wsgateway"
 )
+
+var _ wsgateway.Sessions = Sessions{}
 
 // A probe is a sink that tells what was called.
 type probe struct {
