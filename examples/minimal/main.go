@@ -122,7 +122,7 @@ func run(ctx context.Context, addr, metrics string) error {
 	go func() { served <- within(10*time.Second, server.Shutdown) }()
 	err = errors.Join(err,
 		within(10*time.Second, broker.Shutdown), // the Gateway gets what was accepted
-		within(4*time.Second, sockets.Shutdown), // clients are sent away, spread over 3 s
+		within(5*time.Second, sockets.Shutdown), // clients are sent away, spread over most of it
 		<-served,
 		within(10*time.Second, gateway.Shutdown),
 		within(time.Second, meters.Shutdown), // last: the drain can be watched

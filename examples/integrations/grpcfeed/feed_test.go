@@ -27,12 +27,11 @@ type service struct {
 	server  *grpc.Server
 	client  feedpb.FeedClient
 	stopped bool
-	sent    chan error // what the first Send that failed returned
 }
 
 func start(t *testing.T, cfg notification.GatewayConfig) *service {
 	t.Helper()
-	s := &service{sent: make(chan error, 1)}
+	s := new(service)
 	var err error
 	if s.broker, err = notification.NewBroker(notification.BrokerConfig{}); err != nil {
 		t.Fatal(err)
@@ -43,9 +42,7 @@ func start(t *testing.T, cfg notification.GatewayConfig) *service {
 	if err := s.broker.RegisterGateway(s.gateway); err != nil {
 		t.Fatal(err)
 	}
-	s.server = grpc.NewServer(grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		return handler(srv, &watched{ss, s.sent})
-	}))
+	s.server = grpc.NewServer()
 	feedpb.RegisterFeedServer(s.server, &Server{Gateway: s.gateway, Authenticate: authenticate})
 	ln := bufconn.Listen(1 << 10)
 	ended := make(chan error, 3)
@@ -86,23 +83,6 @@ func (s *service) stop(t *testing.T) {
 		t.Error(err)
 	}
 	<-graceful
-}
-
-// watched tells of a Send that failed.
-type watched struct {
-	grpc.ServerStream
-	sent chan error
-}
-
-func (w *watched) SendMsg(m any) error {
-	err := w.ServerStream.SendMsg(m)
-	if err != nil {
-		select {
-		case w.sent <- err:
-		default:
-		}
-	}
-	return err
 }
 
 func authenticate(ctx context.Context) (string, error) {
@@ -250,15 +230,21 @@ func TestSlow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var session *notification.Session
+	for session = range s.gateway.UserSessions("alice") {
+	}
 	// It does not read, so that Send blocks once the windows are full.
 	long := strings.Repeat("x", 64<<10)
-	for ended := false; !ended; ended = s.gateway.Stats().Ended.Slow > 0 {
+	for session.Err() == nil {
 		n := notification.New("alice", notification.RiskAlert{Message: long}, "RiskControl")
 		if err := s.broker.PublishWait(t.Context(), n); err != nil {
 			t.Fatal(err)
 		}
 	}
-	<-s.sent // the Send that was under way has ended with the call
+	if err := session.Err(); !errors.Is(err, notification.ErrSlowConsumer) {
+		t.Error(err)
+	}
+	<-session.Done() // the Send that was under way has ended with the call
 	for err == nil {
 		_, err = stream.Recv()
 	}
