@@ -67,9 +67,7 @@ func run(ctx context.Context, addr, metrics string) error {
 		return err
 	}
 	registry := prometheus.NewRegistry()
-	if err := registry.Register(promstats.NewCollector(broker, gateway)); err != nil {
-		return err
-	}
+	registry.MustRegister(promstats.NewCollector(broker, gateway), promstats.NewTransportCollector("websocket", sockets))
 
 	public := http.NewServeMux()
 	public.Handle("GET /notifications", sockets)
