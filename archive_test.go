@@ -19,30 +19,89 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// openAs is PayloadAs for each type.
-var openAs = map[Type]func(Archive) (Payload, error){
-	TypeOrderAccepted:        payloadAs[OrderAccepted],
-	TypeOrderRejected:        payloadAs[OrderRejected],
-	TypeOrderPartiallyFilled: payloadAs[OrderPartiallyFilled],
-	TypeOrderFilled:          payloadAs[OrderFilled],
-	TypeOrderCanceled:        payloadAs[OrderCanceled],
-	TypeOrderExpired:         payloadAs[OrderExpired],
-	TypeTradeExecuted:        payloadAs[TradeExecuted],
-	TypeTradeCanceled:        payloadAs[TradeCanceled],
-	TypeAccountOpen:          payloadAs[AccountOpen],
-	TypeAccountUpdate:        payloadAs[AccountUpdate],
-	TypePositionUpdate:       payloadAs[PositionUpdate],
-	TypePositionProfit:       payloadAs[PositionProfit],
-	TypeRiskAlert:            payloadAs[RiskAlert],
-	TypeMarginCall:           payloadAs[MarginCall],
-	TypePositionLimit:        payloadAs[PositionLimit],
-	TypeSystemNotice:         payloadAs[SystemNotice],
-	TypeTradingSessionStart:  payloadAs[TradingSessionStart],
-	TypeTradingSessionEnd:    payloadAs[TradingSessionEnd],
-	TypeMarketHalt:           payloadAs[MarketHalt],
+// structs has for each type what takes its payload struct as a type argument.
+var structs = map[Type]payloadStruct{
+	TypeOrderAccepted:        structOf[OrderAccepted](),
+	TypeOrderRejected:        structOf[OrderRejected](),
+	TypeOrderPartiallyFilled: structOf[OrderPartiallyFilled](),
+	TypeOrderFilled:          structOf[OrderFilled](),
+	TypeOrderCanceled:        structOf[OrderCanceled](),
+	TypeOrderExpired:         structOf[OrderExpired](),
+	TypeTradeExecuted:        structOf[TradeExecuted](),
+	TypeTradeCanceled:        structOf[TradeCanceled](),
+	TypeAccountOpen:          structOf[AccountOpen](),
+	TypeAccountUpdate:        structOf[AccountUpdate](),
+	TypePositionUpdate:       structOf[PositionUpdate](),
+	TypePositionProfit:       structOf[PositionProfit](),
+	TypeRiskAlert:            structOf[RiskAlert](),
+	TypeMarginCall:           structOf[MarginCall](),
+	TypePositionLimit:        structOf[PositionLimit](),
+	TypeSystemNotice:         structOf[SystemNotice](),
+	TypeTradingSessionStart:  structOf[TradingSessionStart](),
+	TypeTradingSessionEnd:    structOf[TradingSessionEnd](),
+	TypeMarketHalt:           structOf[MarketHalt](),
 }
 
-func payloadAs[T Payload](a Archive) (Payload, error) { return PayloadAs[T](a) }
+type payloadStruct struct {
+	open   func(Archive) (Payload, error)                             // PayloadAs
+	field  func(name string, kind reflect.Kind) (archiveField, error) // NumberFieldOf, StringFieldOf
+	assert func(Payload) Payload                                      // what a type assertion gives
+	data   func(Payload) Payload                                      // what stands where dataOf says
+	fields []archiveField                                             // all of them
+}
+
+// An archiveField is the method In of a field.
+type archiveField func(Archive) (any, bool)
+
+func structOf[T Payload]() payloadStruct {
+	s := payloadStruct{
+		open:   func(a Archive) (Payload, error) { return PayloadAs[T](a) },
+		field:  fieldOf[T],
+		assert: func(p Payload) Payload { return p.(T) },
+		data:   func(p Payload) Payload { return *(*T)(dataOf(p)) },
+	}
+	for sf := range reflect.TypeFor[T]().Fields() {
+		f, err := fieldOf[T](sf.Tag.Get("json"), sf.Type.Kind())
+		if err != nil {
+			panic(err)
+		}
+		s.fields = append(s.fields, f)
+	}
+	return s
+}
+
+func fieldOf[T Payload](name string, kind reflect.Kind) (archiveField, error) {
+	switch kind {
+	case reflect.String:
+		f, err := StringFieldOf[T](name)
+		return func(a Archive) (any, bool) { return f.In(a) }, err
+	case reflect.Float64:
+		return numberFieldOf[T, float64](name)
+	case reflect.Int64:
+		return numberFieldOf[T, int64](name)
+	case reflect.Uint32:
+		return numberFieldOf[T, uint32](name)
+	default:
+		return numberFieldOf[T, uint8](name)
+	}
+}
+
+func numberFieldOf[T Payload, V Number](name string) (archiveField, error) {
+	f, err := NumberFieldOf[T, V](name)
+	return func(a Archive) (any, bool) { return f.In(a) }, err
+}
+
+// kinds are those that a field can have.
+var kinds = []reflect.Kind{reflect.String, reflect.Float64, reflect.Int64, reflect.Uint32, reflect.Uint8}
+
+// sameValue reports whether two fields are equal, floats bit for bit.
+func sameValue(x, y any) bool {
+	if f, ok := x.(float64); ok {
+		g, ok := y.(float64)
+		return ok && math.Float64bits(f) == math.Float64bits(g)
+	}
+	return x == y
+}
 
 // archive returns n's archive in a buffer without room to spare, so that a
 // read or write behind it is seen.
@@ -122,8 +181,13 @@ func requireArchive(t testing.TB, b []byte) (ok bool) {
 	require.Equal(t, want.Type(), a.Type())
 	require.Equal(t, want.Priority, a.Priority())
 	require.Equal(t, want.Timestamp, a.Timestamp())
-	p, err := openAs[a.Type()](a)
+	p, err := structs[a.Type()].open(a)
 	require.NoError(t, err)
+	for i, f := range structs[a.Type()].fields {
+		v, ok := f(a)
+		require.True(t, ok)
+		require.True(t, sameValue(reflect.ValueOf(want.Payload).Field(i).Interface(), v), "field %d is %v", i, v)
+	}
 	direct := *want
 	direct.Payload = p
 	require.True(t, sameBits(want, &direct))
@@ -153,9 +217,9 @@ func TestArchive(t *testing.T) {
 		t.Run("as another type it is ErrInvalid", func(t *testing.T) {
 			a, err := OpenArchive(b)
 			require.NoError(t, err)
-			for other, open := range openAs {
+			for other, s := range structs {
 				if other != typ {
-					_, err := open(a)
+					_, err := s.open(a)
 					require.ErrorIs(t, err, ErrInvalid)
 					require.ErrorContains(t, err, typ.String())
 				}
@@ -219,6 +283,139 @@ func TestArchive(t *testing.T) {
 		_, err = PayloadAs[Payload](a)
 		require.ErrorIs(t, err, ErrInvalid)
 		require.ErrorContains(t, err, "the archive holds a account_update, not a notification.Payload")
+	})
+}
+
+func TestArchiveField(t *testing.T) {
+	open := func(t testing.TB, n *Notification) Archive {
+		a, err := OpenArchive(archive(t, n))
+		require.NoError(t, err)
+		return a
+	}
+	eachType(t, func(t *testing.T, typ Type) {
+		p := reflect.TypeOf(catalog[typ].payload)
+		t.Run("every field is read, whatever stands before it", func(t *testing.T) {
+			for _, vs := range []values{
+				{strings: []string{""}, floats: []float64{math.Copysign(0, -1), math.Inf(-1)}, int: math.MinInt64, uint32: 1 << 31, uint8: 1 << 7},
+				{strings: []string{"a", "", "bcd", "\xff"}, floats: extremes, int: math.MaxInt64, uint32: math.MaxUint32, uint8: math.MaxUint8},
+				{strings: []string{strings.Repeat("x", 300), "y"}, floats: []float64{math.Float64frombits(0x7ff0_0000_0000_0001)}},
+			} {
+				n := withValues(typ, false, vs)
+				for i, f := range structs[typ].fields {
+					v, ok := f(open(t, n))
+					require.True(t, ok)
+					require.True(t, sameValue(reflect.ValueOf(n.Payload).Field(i).Interface(), v), "%s is %v", p.Field(i).Name, v)
+				}
+			}
+		})
+		t.Run("an archive of another type does not have it", func(t *testing.T) {
+			for other := range structs {
+				a := open(t, specimen(other))
+				for _, f := range structs[typ].fields {
+					v, ok := f(a)
+					require.Equal(t, other == typ, ok)
+					if !ok {
+						require.Zero(t, v)
+					}
+				}
+			}
+			for _, f := range structs[typ].fields {
+				v, ok := f(Archive{})
+				require.False(t, ok)
+				require.Zero(t, v)
+			}
+		})
+		t.Run("as another kind it is ErrInvalid, and does not read", func(t *testing.T) {
+			a := open(t, specimen(typ))
+			for sf := range p.Fields() {
+				name := sf.Tag.Get("json")
+				for _, kind := range kinds {
+					f, err := structs[typ].field(name, kind)
+					_, ok := f(a)
+					require.Equal(t, kind == sf.Type.Kind(), ok)
+					if kind == sf.Type.Kind() {
+						require.NoError(t, err)
+						continue
+					}
+					require.ErrorIs(t, err, ErrInvalid)
+					require.ErrorContains(t, err, typ.String()+"."+name+" is a "+sf.Type.Kind().String()+", not a "+kind.String())
+				}
+			}
+		})
+		t.Run("of another name it is ErrInvalid, and does not read", func(t *testing.T) {
+			a := open(t, specimen(typ))
+			for _, name := range []string{"", "type", "priority", p.Field(0).Name, p.Field(0).Tag.Get("json") + " "} {
+				for _, kind := range kinds {
+					f, err := structs[typ].field(name, kind)
+					require.ErrorIs(t, err, ErrInvalid)
+					require.ErrorContains(t, err, "a "+typ.String()+` has no field "`+name+`"`)
+					_, ok := f(a)
+					require.False(t, ok)
+				}
+			}
+		})
+	})
+	t.Run("reading allocates nothing", func(t *testing.T) {
+		long := strings.Repeat("x", 1000) // more than the compiler would copy to the stack
+		rejected := open(t, withValues(TypeOrderRejected, false, values{strings: []string{long}, uint32: 4003, int: moment}))
+		account := open(t, withValues(TypeAccountOpen, false, values{strings: []string{long}, floats: []float64{1.5}, uint8: 3}))
+		reason, err := StringFieldOf[OrderRejected]("reason")
+		require.NoError(t, err)
+		code, err := NumberFieldOf[OrderRejected, uint32]("error_code")
+		require.NoError(t, err)
+		at, err := NumberFieldOf[OrderRejected, int64]("timestamp")
+		require.NoError(t, err)
+		cash, err := NumberFieldOf[AccountOpen, float64]("init_cash")
+		require.NoError(t, err)
+		kind, err := NumberFieldOf[AccountOpen, uint8]("account_type")
+		require.NoError(t, err)
+		require.Zero(t, testing.AllocsPerRun(50, func() {
+			s, _ := reason.In(rejected)
+			u, _ := code.In(rejected)
+			i, _ := at.In(rejected)
+			f, _ := cash.In(account)
+			b, _ := kind.In(account)
+			if s != long || u != 4003 || i != moment || f != 1.5 || b != 3 {
+				panic("another value")
+			}
+		}))
+	})
+	t.Run("the zero field is in no archive", func(t *testing.T) {
+		for _, a := range []Archive{{}, open(t, specimen(TypeOrderAccepted)), open(t, specimen(TypeMarketHalt))} {
+			_, ok := NumberField[float64]{}.In(a)
+			require.False(t, ok)
+			_, ok = NumberField[uint8]{}.In(a)
+			require.False(t, ok)
+			_, ok = StringField{}.In(a)
+			require.False(t, ok)
+		}
+	})
+	t.Run("fields are equal if they are the same", func(t *testing.T) {
+		f, err := NumberFieldOf[MarginCall, float64]("current_margin")
+		require.NoError(t, err)
+		again, err := NumberFieldOf[MarginCall, float64]("current_margin")
+		require.NoError(t, err)
+		other, err := NumberFieldOf[MarginCall, float64]("required_margin")
+		require.NoError(t, err)
+		require.True(t, f == again)
+		require.False(t, f == other)
+	})
+	t.Run("what is no payload struct has no fields", func(t *testing.T) {
+		_, err := StringFieldOf[*AccountUpdate]("user_id")
+		require.ErrorIs(t, err, ErrInvalid)
+		require.ErrorContains(t, err, "*notification.AccountUpdate is none of the payload structs")
+		_, err = StringFieldOf[embedsPayload]("user_id")
+		require.ErrorIs(t, err, ErrInvalid)
+		_, err = NumberFieldOf[liarPayload, float64]("balance")
+		require.ErrorIs(t, err, ErrInvalid)
+		_, err = NumberFieldOf[Payload, float64]("balance")
+		require.ErrorIs(t, err, ErrInvalid)
+		require.ErrorContains(t, err, "notification.Payload is none of the payload structs")
+	})
+	t.Run("a long name is clipped", func(t *testing.T) {
+		_, err := StringFieldOf[MarginCall](strings.Repeat("x", 1<<20))
+		require.ErrorIs(t, err, ErrInvalid)
+		require.Less(t, len(err.Error()), 200)
 	})
 }
 
@@ -413,8 +610,12 @@ func TestArchiveMemory(t *testing.T) {
 				}
 				require.NotPanics(t, func() {
 					_, _, _, _, _ = a.ID(), a.UserID(), a.Source(), a.Priority(), a.Timestamp()
-					_, err := openAs[typ](a)
+					_, err := structs[typ].open(a)
 					require.NoError(t, err)
+					for _, f := range structs[typ].fields {
+						_, ok := f(a)
+						require.True(t, ok)
+					}
 					a.Notification()
 				})
 			}
@@ -508,7 +709,7 @@ func BenchmarkArchiveOpen(b *testing.B) {
 	})
 }
 
-func BenchmarkArchiveField(b *testing.B) {
+func BenchmarkArchiveHeader(b *testing.B) {
 	a, err := OpenArchive(archive(b, specimen(TypeTradeExecuted)))
 	require.NoError(b, err)
 	b.Run("ID", func(b *testing.B) {
@@ -532,6 +733,54 @@ func BenchmarkArchiveField(b *testing.B) {
 			a.Timestamp()
 		}
 	})
+}
+
+// BenchmarkArchiveField is one field of a payload: a number, the first string and
+// the last one, with six before it. PayloadAs beside them reads all fields.
+func BenchmarkArchiveField(b *testing.B) {
+	a, err := OpenArchive(archive(b, specimen(TypeTradeExecuted)))
+	require.NoError(b, err)
+	price, err := NumberFieldOf[TradeExecuted, float64]("price")
+	require.NoError(b, err)
+	first, err := StringFieldOf[TradeExecuted]("trade_id")
+	require.NoError(b, err)
+	last, err := StringFieldOf[TradeExecuted]("fill_type")
+	require.NoError(b, err)
+	other, err := NumberFieldOf[MarginCall, float64]("current_margin")
+	require.NoError(b, err)
+	b.Run("float", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, ok := price.In(a); !ok {
+				b.Fatal("it is not there")
+			}
+		}
+	})
+	b.Run("first string", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, ok := first.In(a); !ok {
+				b.Fatal("it is not there")
+			}
+		}
+	})
+	b.Run("last string", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, ok := last.In(a); !ok {
+				b.Fatal("it is not there")
+			}
+		}
+	})
+	b.Run("another type's", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, ok := other.In(a); ok {
+				b.Fatal("it is there")
+			}
+		}
+	})
+	b.Run("PayloadAs", func(b *testing.B) { benchmarkPayloadAs[TradeExecuted](b, TypeTradeExecuted) })
 }
 
 func BenchmarkArchivePayloadAs(b *testing.B) {

@@ -168,8 +168,8 @@ func (l *layout) store(d []byte, end int, p unsafe.Pointer) {
 }
 
 // load fills the struct at p, which is a variable of l's type, with the values of
-// an archive, its strings cut from texts. Lengths that do not fit can only be those of a buffer that changed after
-// OpenArchive; they are clipped.
+// an archive, its strings cut from texts. Lengths that do not fit can only be
+// those of a buffer that changed after OpenArchive; they are clipped.
 func (l *layout) load(p unsafe.Pointer, archive, texts string) {
 	for i := range l.fields {
 		f := &l.fields[i]
@@ -263,3 +263,14 @@ func typeWord(x any) uintptr { return *(*uintptr)(unsafe.Pointer(&x)) }
 func dataOf(p Payload) unsafe.Pointer {
 	return (*[2]unsafe.Pointer)(unsafe.Pointer(&p))[1]
 }
+
+// stringView returns b's bytes as a string without copying them: b's address with
+// b's length, so no read leaves b, and the string keeps b alive. A string must not
+// change, so nobody may write to b as long as the string, or a part of it, is in
+// use: each caller says why that is so.
+func stringView(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// bytesView returns the bytes of s as a slice without copying them. Nobody may
+// write to them: each caller passes that on. The slice has no room behind its
+// bytes, so append makes a copy.
+func bytesView(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }

@@ -1,9 +1,6 @@
 package notification
 
-import (
-	"sync"
-	"unsafe"
-)
+import "sync"
 
 // A Message is an accepted Notification on its way: the same Message goes
 // through lane, inbox, outbox and history to every receiver and session. It is
@@ -44,10 +41,7 @@ func (m *Message) Notification() *Notification { return m.n }
 // however many ask and whoever asks first. The bytes are shared: read-only.
 func (m *Message) JSON() []byte {
 	m.once.Do(func() {
-		// A view of b, which is nobody else's and is not written to again.
-		b := marshalJSON(m.n)
-		m.json = unsafe.String(unsafe.SliceData(b), len(b))
+		m.json = stringView(marshalJSON(m.n)) // nobody else's, and not written to again
 	})
-	// The same bytes as a slice of which append makes a copy: it has no room.
-	return unsafe.Slice(unsafe.StringData(m.json), len(m.json))
+	return bytesView(m.json) // read-only, as said above
 }

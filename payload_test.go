@@ -173,7 +173,7 @@ func TestEveryTypeIsComplete(t *testing.T) {
 		for i, f := range layouts[typ].fields {
 			require.EqualValues(t, p.Field(i).Offset, f.offset)
 		}
-		require.Contains(t, openAs, typ, "openAs in archive_test.go does not know it")
+		require.Contains(t, structs, typ, "structs in archive_test.go does not know it")
 		for _, suffix := range []string{".json", ".hex"} {
 			require.FileExists(t, golden(typ, suffix), "no golden file: run go test -run Golden -update")
 		}
