@@ -508,6 +508,38 @@ func TestArchiveCorrupt(t *testing.T) {
 	})
 }
 
+// A text is Source or a string of the payload, under the name that errors give it.
+type text struct {
+	name string
+	set  func(string)
+}
+
+// texts returns those of n.
+func texts(n *Notification) []text {
+	all := []text{{"Source", func(s string) { n.Source = s }}}
+	for i, sf := range slices.Collect(reflect.TypeOf(n.Payload).Fields()) {
+		if sf.Type.Kind() == reflect.String {
+			all = append(all, text{"Payload." + sf.Name, func(s string) {
+				p := reflect.New(reflect.TypeOf(n.Payload)).Elem()
+				p.Set(reflect.ValueOf(n.Payload))
+				p.Field(i).SetString(s)
+				n.Payload = p.Interface().(Payload)
+			}})
+		}
+	}
+	return all
+}
+
+// longer returns an archive with a byte more in its last string and all else right.
+func longer(b []byte) []byte {
+	lengths := layouts[b[archiveType]].lengths
+	last := lengths[len(lengths)-1]
+	b = append(bytes.Clone(b), 'x')
+	binary.LittleEndian.PutUint32(b[archiveSize:], uint32(len(b)))
+	binary.LittleEndian.PutUint32(b[last:], binary.LittleEndian.Uint32(b[last:])+1)
+	return b
+}
+
 func TestArchiveLimits(t *testing.T) {
 	t.Run("what Validate refuses is neither written nor opened", func(t *testing.T) {
 		long := strings.Repeat("x", 257)
@@ -537,33 +569,63 @@ func TestArchiveLimits(t *testing.T) {
 		require.ErrorIs(t, err, ErrCorrupt)
 		require.ErrorContains(t, err, "AllUsers")
 	})
-	t.Run("a mebibyte of text makes an archive, and the largest of any type has not 2 MiB", func(t *testing.T) {
-		id := strings.Repeat("x", 256)
+	t.Run("a mebibyte of text is an archive, wherever it stands, and not a byte more", func(t *testing.T) {
+		id, full := strings.Repeat("x", maxIDLen), strings.Repeat("s", maxText)
 		for typ := Type(1); typ < numTypes; typ++ {
 			n := withValues(typ, false, values{strings: []string{""}, floats: []float64{1}})
-			n.ID, n.UserID, n.Source = id, id, strings.Repeat("s", 1<<20)
-			b := archive(t, n)
-			require.True(t, requireArchive(t, b))
-			require.LessOrEqual(t, len(b), 2<<20)
+			n.ID, n.UserID = id, id
+			for _, in := range texts(n) {
+				in.set(full)
+				b := archive(t, n)
+				require.Less(t, len(b), maxText+1<<10, "all but the text has less than 1 KiB")
+				a, err := OpenArchive(b)
+				require.NoError(t, err)
+				require.True(t, sameBits(n, a.Notification()))
+
+				_, err = OpenArchive(longer(b))
+				require.ErrorIs(t, err, ErrCorrupt)
+				require.ErrorContains(t, err, "Source and the payload's strings have 1048577 bytes together, over 1048576")
+				in.set(full + "s")
+				b, err = n.AppendBinary(nil)
+				require.ErrorIs(t, err, ErrInvalid)
+				require.ErrorContains(t, err, in.name+" has 1048577 bytes")
+				require.Nil(t, b)
+				in.set("")
+			}
 		}
 	})
-	t.Run("a byte more is neither written nor opened", func(t *testing.T) {
-		n := &Notification{ID: "i", UserID: "u", Source: "s", Payload: SystemNotice{Title: "t", Content: strings.Repeat("x", 1<<20-2)}}
+	t.Run("nor a byte more of many strings together", func(t *testing.T) {
+		n := &Notification{ID: "i", UserID: "u", Source: "s", Payload: SystemNotice{Title: "t", Content: strings.Repeat("x", maxText-2)}}
 		b := archive(t, n)
 		require.True(t, requireArchive(t, b))
-
-		b = append(b, 'x')
-		binary.LittleEndian.PutUint32(b[4:], uint32(len(b)))
-		binary.LittleEndian.PutUint32(b[30:], 1<<20-1) // the length of content
-		_, err := OpenArchive(b)
-		require.ErrorIs(t, err, ErrCorrupt)
-		require.ErrorContains(t, err, "Source and the payload's strings have 1048577 bytes together, over 1048576")
-		require.False(t, requireArchive(t, b))
-
+		require.False(t, requireArchive(t, longer(b)))
 		n.Source = "ss"
-		_, err = n.AppendBinary(nil)
+		_, err := n.AppendBinary(nil)
 		require.ErrorIs(t, err, ErrInvalid)
 		require.ErrorContains(t, err, "Payload.Content has 1048574 bytes")
+	})
+	t.Run("IDs of 256 bytes are an archive, and not a byte more", func(t *testing.T) {
+		for typ := Type(1); typ < numTypes; typ++ {
+			n := specimen(typ)
+			for at, set := range map[int]*string{archiveID: &n.ID, archiveUserID: &n.UserID} {
+				before := *set
+				*set = strings.Repeat("x", maxIDLen)
+				b := archive(t, n)
+				require.True(t, requireArchive(t, b))
+				*set += "x"
+				_, err := n.AppendBinary(nil)
+				require.ErrorIs(t, err, ErrInvalid)
+				*set = before
+
+				// The string behind it begins a byte later: the sum stays right.
+				b = slices.Insert(b, layouts[typ].prefix, 'x')
+				binary.LittleEndian.PutUint32(b[archiveSize:], uint32(len(b)))
+				binary.LittleEndian.PutUint16(b[at:], maxIDLen+1)
+				_, err = OpenArchive(b)
+				require.ErrorIs(t, err, ErrCorrupt)
+				require.ErrorContains(t, err, "has 257 bytes")
+			}
+		}
 	})
 	t.Run("a size over 2 MiB is ErrCorrupt, whether the bytes are there or not", func(t *testing.T) {
 		b := archive(t, specimen(TypeSystemNotice))
@@ -574,6 +636,7 @@ func TestArchiveLimits(t *testing.T) {
 			require.ErrorIs(t, err, ErrCorrupt)
 			require.ErrorContains(t, err, "a size of 2097153 bytes is over 2097152")
 		}
+		// 2 MiB are not too many yet, and there is no text for so many.
 		exact := large[:2<<20]
 		binary.LittleEndian.PutUint32(exact[4:], 2<<20)
 		_, err := OpenArchive(exact)

@@ -1,9 +1,13 @@
 package notification_test
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -331,4 +335,59 @@ func ExampleSession_Cursor() {
 	// {order-1   0 0 0}
 	// {order-2   0 0 0}
 	// true
+}
+
+// A risk desk goes through a stream of archives for accounts that are far below
+// their margin. It reads one number of each, and more only of those that matter.
+func ExampleNumberFieldOf() {
+	currentMargin, err := notification.NumberFieldOf[notification.MarginCall, float64]("current_margin")
+	if err != nil {
+		panic(err)
+	}
+	userID, err := notification.StringFieldOf[notification.MarginCall]("user_id")
+	if err != nil {
+		panic(err)
+	}
+
+	var stream bytes.Buffer // a file or a connection
+	for _, p := range []notification.Payload{
+		notification.MarginCall{UserID: "alice", CurrentMargin: 81_000, RequiredMargin: 90_000},
+		notification.AccountUpdate{UserID: "alice", Margin: 81_000},
+		notification.MarginCall{UserID: "bob", CurrentMargin: 12_500, RequiredMargin: 90_000},
+	} {
+		b, err := notification.New("desk", p, "RiskControl").MarshalBinary()
+		if err != nil {
+			panic(err)
+		}
+		stream.Write(b)
+	}
+
+	const largest = 2 << 20 // bytes of an archive
+	r := bufio.NewReader(&stream)
+	for {
+		start, err := r.Peek(8) // the last four are the size of the whole
+		if err == io.EOF && len(start) == 0 {
+			break
+		}
+		if err != nil {
+			panic(err)
+		}
+		size := binary.LittleEndian.Uint32(start[4:])
+		if size > largest {
+			panic("this is no archive")
+		}
+		b := make([]byte, size)
+		if _, err := io.ReadFull(r, b); err != nil {
+			panic(err)
+		}
+		a, err := notification.OpenArchive(b)
+		if err != nil {
+			panic(err)
+		}
+		if margin, ok := currentMargin.In(a); ok && margin < 50_000 {
+			user, _ := userID.In(a)
+			fmt.Println(user, margin)
+		}
+	}
+	// Output: bob 12500
 }

@@ -1,7 +1,6 @@
 package notification
 
 import (
-	"encoding/hex"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -18,7 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var update = flag.Bool("update", false, "rewrite testdata/golden")
+var update = flag.Bool("update", false, "rewrite testdata/golden and testdata/archive")
 
 // moment is the time of everything in these tests.
 const moment = 1729468800123456789
@@ -156,6 +155,8 @@ func TestEveryTypeIsComplete(t *testing.T) {
 	require.NoError(t, err)
 	layout, err := os.ReadFile("ARCHIVE.md")
 	require.NoError(t, err)
+	python, err := os.ReadFile(pythonReader)
+	require.NoError(t, err)
 	eachType(t, func(t *testing.T, typ Type) {
 		c := catalog[typ]
 		require.NotNil(t, c.payload, "no line in catalog")
@@ -174,9 +175,7 @@ func TestEveryTypeIsComplete(t *testing.T) {
 			require.EqualValues(t, p.Field(i).Offset, f.offset)
 		}
 		require.Contains(t, structs, typ, "structs in archive_test.go does not know it")
-		for _, suffix := range []string{".json", ".hex"} {
-			require.FileExists(t, golden(typ, suffix), "no golden file: run go test -run Golden -update")
-		}
+		require.FileExists(t, golden(typ), "no golden file: run go test -run Golden -update")
 
 		var fields, kinds []string
 		for i := range p.NumField() {
@@ -190,12 +189,12 @@ func TestEveryTypeIsComplete(t *testing.T) {
 		require.Contains(t, string(readme), row, "README.md lacks this row")
 		row = fmt.Sprintf("| %d | `%s` | %s |\n", uint8(typ), c.name, strings.Join(kinds, ", "))
 		require.Contains(t, string(layout), row, "ARCHIVE.md lacks this row")
+		row = fmt.Sprintf("    %d: _type(%q, %q),\n", uint8(typ), c.name, strings.Join(kinds, ", "))
+		require.Contains(t, string(python), row, "%s lacks this row", pythonReader)
 	})
 }
 
-func golden(typ Type, suffix string) string {
-	return filepath.Join("testdata", "golden", typ.String()+suffix)
-}
+func golden(typ Type) string { return filepath.Join("testdata", "golden", typ.String()+".json") }
 
 // hexLines writes b the way it can be read: 16 bytes a line.
 func hexLines(b []byte) string {
@@ -209,26 +208,17 @@ func hexLines(b []byte) string {
 func TestGolden(t *testing.T) {
 	eachType(t, func(t *testing.T, typ Type) {
 		n := specimen(typ)
-		for suffix, got := range map[string]string{".json": string(n.AppendJSON(nil)) + "\n", ".hex": hexLines(archive(t, n))} {
-			if *update {
-				require.NoError(t, os.MkdirAll(filepath.Dir(golden(typ, suffix)), 0o777))
-				require.NoError(t, os.WriteFile(golden(typ, suffix), []byte(got), 0o666))
-			}
-			want, err := os.ReadFile(golden(typ, suffix))
-			require.NoError(t, err)
-			require.Equal(t, string(want), got, "the wire changed; if that is meant: another archive version, and go test -run Golden -update")
+		got := string(n.AppendJSON(nil)) + "\n"
+		if *update {
+			require.NoError(t, os.MkdirAll(filepath.Dir(golden(typ)), 0o777))
+			require.NoError(t, os.WriteFile(golden(typ), []byte(got), 0o666))
 		}
-		t.Run("the files of before can be read", func(t *testing.T) {
-			text, err := os.ReadFile(golden(typ, ".hex"))
-			require.NoError(t, err)
-			b, err := hex.DecodeString(strings.Join(strings.Fields(string(text)), ""))
-			require.NoError(t, err)
+		want, err := os.ReadFile(golden(typ))
+		require.NoError(t, err)
+		require.Equal(t, string(want), got, "the wire changed")
+		t.Run("the file of before can be read", func(t *testing.T) {
 			var back Notification
-			require.NoError(t, back.UnmarshalBinary(b))
-			require.Equal(t, *n, back)
-			text, err = os.ReadFile(golden(typ, ".json"))
-			require.NoError(t, err)
-			require.NoError(t, json.Unmarshal(text, &back))
+			require.NoError(t, json.Unmarshal(want, &back))
 			require.Equal(t, *n, back)
 		})
 	})
