@@ -222,7 +222,8 @@ func NumberFieldOf[P Payload, V Number](name string) (NumberField[V], error) {
 	return NumberField[V]{typ, at}, err
 }
 
-// In returns the field's value in a; false if a holds another type.
+// In returns the field's value in a; false if a holds another type, or none, as the
+// zero Archive does.
 func (f NumberField[V]) In(a Archive) (v V, ok bool) {
 	if f.typ != a.typ || f.typ == 0 {
 		return v, false
@@ -263,8 +264,9 @@ func StringFieldOf[P Payload](name string) (StringField, error) {
 	return StringField{typ, uint8(slices.Index(layouts[typ].lengths, at))}, nil
 }
 
-// In returns the field's value in a; false if a holds another type. The string
-// aliases the buffer given to OpenArchive and is good while that is left unchanged.
+// In returns the field's value in a; false if a holds another type, or none, as the
+// zero Archive does. The string aliases the buffer given to OpenArchive and is good
+// while that is left unchanged.
 func (f StringField) In(a Archive) (string, bool) {
 	if f.typ != a.typ || f.typ == 0 {
 		return "", false
