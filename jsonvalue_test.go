@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"reflect"
 	"strconv"
 	"strings"
@@ -134,31 +133,6 @@ func TestNumbers(t *testing.T) {
 				require.Equal(t, *n, back)
 				require.NoError(t, back.UnmarshalJSON(n.AppendJSON(nil)))
 				require.Equal(t, *n, back)
-			}
-		}
-	})
-	same := func(t *testing.T, f float64) {
-		want, _ := json.Marshal(f)
-		if got := appendFloat(make([]byte, 0, 32), f); string(got) != string(want) {
-			t.Fatalf("%x is written %s, not %s", f, got, want)
-		}
-	}
-	t.Run("decimals of every length, and their neighbours, are written as encoding/json does", func(t *testing.T) {
-		r := rand.New(rand.NewPCG(1, 2))
-		for range 100_000 {
-			m := float64(r.Uint64() >> r.IntN(64))
-			f := m / math.Pow10(r.IntN(13))
-			same(t, f)
-			same(t, -f)
-			same(t, math.Nextafter(f, 0))
-			same(t, math.Nextafter(f, math.Inf(1)))
-		}
-	})
-	t.Run("floats of any bits are written as encoding/json does", func(t *testing.T) {
-		r := rand.New(rand.NewPCG(3, 4))
-		for range 300_000 {
-			if f := math.Float64frombits(r.Uint64()); !math.IsNaN(f) && !math.IsInf(f, 0) {
-				same(t, f)
 			}
 		}
 	})
