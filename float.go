@@ -8,14 +8,14 @@ import (
 
 // A float is written as the shortest decimal that reads back as it, and as the
 // nearest of those. Prices and balances are mostly decimals with few places, for
-// which a multiplication and a comparison find it; all others take Schubfach,
-// without loops and nearly without branches: which digits a number has cannot be
-// predicted, and a branch on them costs more than the arithmetic of both ways.
-// Either way the digits come eight at a time from eightDigits.
+// which asDecimal finds it with one multiplication; for all others shortest does.
+// There are no loops and few branches: nobody can predict which digits a number
+// has, and a wrong guess costs more than the arithmetic of both ways. The digits
+// come from eightDigits, eight at a time.
 
 // floatRoom is where writeFloat writes: 25 bytes for the longest text, and behind
-// it what is touched by storing whole words. (Where an index has a mask, it never
-// exceeds it: the mask saves the bounds check.)
+// it what is touched by storing whole words. (An index with a mask never exceeds
+// the mask, which only saves the bounds check.)
 const floatRoom = 40
 
 // appendFloat appends f as encoding/json does, or null if it has no such form.
@@ -28,11 +28,11 @@ func appendFloat(b []byte, f float64) []byte {
 	return b[:n+writeFloat((*[floatRoom]byte)(b[n:n+floatRoom]), f)]
 }
 
-// writeFloat writes f to the front of t and returns how long it is.
+// writeFloat writes f to t and returns how long the text is.
 func writeFloat(t *[floatRoom]byte, f float64) int {
 	t[0] = '-'
 	w := math.Float64bits(f)
-	i := int(w >> 63) // what follows overwrites the sign, or not: -0 has one
+	i := int(w >> 63) // at 0 the text overwrites the sign; -0 keeps it
 	w &^= 1 << 63
 	switch {
 	case w == 0:
@@ -41,51 +41,58 @@ func writeFloat(t *[floatRoom]byte, f float64) int {
 	case w >= 0x7ff<<52:
 		return copy(t[:], "null")
 	}
-	if f := math.Abs(f); f >= 1.0/(1<<11) && f < 1e11 {
-		c, places := w&(1<<52-1)|1<<52, (1075-w>>52)&63 // f is c/2^places
+	if a := math.Abs(f); 1.0/(1<<11) <= a && a < 1e11 {
 		scale, rest := uint64(1e8), uint64(1)
-		if f >= 1e7 {
+		if a >= 1e7 {
 			scale, rest = 1e4, 1e4
 		}
-		frac, off := bits.Mul64(c<<((64-places)&63), scale)
-		half := scale << (63 - places) // of what is between two floats
-		if off+half-1 < 2*half-1 {
-			return writeDecimal(t, i, c>>places, (frac+off>>63)*rest)
+		if whole, frac, ok := asDecimal(w, scale); ok {
+			return writeDecimal(t, i, whole, frac*rest)
 		}
 	}
 	d, k := shortest(w)
 	return writeDigits(t, i, d, k)
 }
 
-// writeRound writes f to t[i:] and returns where the text ends, or 0 if f is not
-// what it writes: decimals of at most eight places from 2^-11 to 1e7, of at most
-// four from there to 1e11.
+// asDecimal returns whole and frac, so that whole + frac/scale is the shortest
+// decimal that reads back as the float with the bits w, if it has no more places
+// than scale has zeros. The float is at least 2^-11, and its product with scale
+// at most 1e15.
 //
-// What is behind the point is a fraction of 2^64, so one multiplication finds
-// the nearest decimal of that many places and how far off it is. If that is less
-// than half of the distance between two floats, it reads back as this one. It
-// has at most 15 digits, and no two decimals of at most 15 digits read back as
-// the same float64, so the shortest one, which has no more digits, is the same
-// number. (Below a power of two floats are twice as close. But here powers of
-// two have at most eight places, or eleven and are far from all decimals of
-// eight.)
+// What is behind the point is a fraction of 2^64, so a multiplication finds the
+// nearest decimal of that many places and how far off it is. If that is less than
+// half of what is between two floats, the decimal reads back as this one. It has
+// at most 15 digits, and no two decimals of at most 15 digits read back as the
+// same float64, so the shortest one, which has no more digits, is the same
+// number. (Below a power of two the floats are twice as close. But from 2^-8 on
+// powers of two have eight places themselves, and those before are far from any
+// decimal of eight.)
+func asDecimal(w, scale uint64) (whole, frac uint64, ok bool) {
+	c, places := w&(1<<52-1)|1<<52, (1075-w>>52)&63 // the float is c/2^places
+	frac, off := bits.Mul64(c<<((64-places)&63), scale)
+	half := scale << (63 - places)
+	return c >> places, frac + off>>63, off+half-1 < 2*half-1
+}
+
+// writeDecimal writes whole, below 1e11, and frac, of 1e8, to t[i:] and returns
+// where the text ends.
 func writeDecimal(t *[floatRoom]byte, i int, whole, frac uint64) int {
 	if whole >= 1e8 {
-		text, digits := trim(eightDigits(uint32(whole / 1e8)))
+		text, n := trim(eightDigits(uint32(whole / 1e8)))
 		binary.LittleEndian.PutUint64(t[i&31:], text)
-		i += int(digits)
+		i += int(n)
 		binary.LittleEndian.PutUint64(t[i&31:], eightDigits(uint32(whole%1e8))|zeros)
 		i += 8
 	} else {
-		text, digits := trim(eightDigits(uint32(whole)))
+		text, n := trim(eightDigits(uint32(whole)))
 		binary.LittleEndian.PutUint64(t[i&31:], text)
-		i += int(digits)
+		i += int(n)
 	}
 	if frac != 0 {
 		digits := eightDigits(uint32(frac))
 		t[i&31] = '.'
 		binary.LittleEndian.PutUint64(t[(i+1)&31:], digits|zeros)
-		i += 9 - bits.LeadingZeros64(digits)/8
+		i += 9 - bits.LeadingZeros64(digits)/8 // without the zeros at the end
 	}
 	return i
 }
@@ -93,9 +100,8 @@ func writeDecimal(t *[floatRoom]byte, i int, whole, frac uint64) int {
 // writeDigits writes d·10^k, with d over 0 and below 1e17, to t[i:] and returns
 // where the text ends. It has an exponent below 1e-6 and from 1e21 on.
 func writeDigits(t *[floatRoom]byte, i int, d uint64, k int) int {
-	for d < 1e15 { // of what is subnormal
-		d *= 10
-		k--
+	for d < 1e15 { // only for what is subnormal
+		d, k = d*10, k-1
 	}
 	if more := d * 10; d < 1e16 {
 		d = more
@@ -105,24 +111,23 @@ func writeDigits(t *[floatRoom]byte, i int, d uint64, k int) int {
 	high, low := d/1e8, d%1e8
 	first := '0' + byte(high/1e8)
 	w1, w2 := eightDigits(uint32(high%1e8)), eightDigits(uint32(low))
-	n := 9 - bits.LeadingZeros64(w1)/8 // without the zeros at the end
-	if n2 := 17 - bits.LeadingZeros64(w2)/8; n2 > 9 {
-		n = n2
+	n := 9 - bits.LeadingZeros64(w1)/8 // digits without the zeros at the end
+	if both := 17 - bits.LeadingZeros64(w2)/8; both > 9 {
+		n = both
 	}
 	w1 |= zeros
 	w2 |= zeros
 
-	point := 17 + k // behind so many digits
+	point, exp := 17+k, 0 // the point is behind so many digits
 	if -6 < point && point <= 0 {
-		binary.LittleEndian.PutUint64(t[i:], zeros&^(0xff<<8)|'.'<<8)
+		binary.LittleEndian.PutUint64(t[i:], zeros&^(0xff<<8)|'.'<<8) // 0.000000
 		i += 2 - point
 		t[i&31] = first
 		binary.LittleEndian.PutUint64(t[(i+1)&31:], w1)
 		binary.LittleEndian.PutUint64(t[(i+9)&31:], w2)
 		return i + n
 	}
-	exp := 0
-	if uint(point) > 21 {
+	if point < 0 || point > 21 {
 		point, exp = 1, point-1
 	}
 	t[i] = first
@@ -132,9 +137,9 @@ func writeDigits(t *[floatRoom]byte, i int, d uint64, k int) int {
 		binary.LittleEndian.PutUint64(t[(i+17)&31:], zeros)
 		return i + point
 	}
-	// The digits behind the point once more, one further on: the 16 bytes of w1
-	// and w2 without those before it. (A shift by 64 or more, by a negative
-	// number too since it is unsigned, gives 0.)
+	// What is behind the point is written once more, one place on: the 16 bytes
+	// of w1 and w2 without those before it. (A shift by 64 or more gives 0, and a
+	// negative count is a huge one.)
 	before := 8 * uint(point-1)
 	t[(i+point)&31] = '.'
 	binary.LittleEndian.PutUint64(t[(i+point+1)&31:], w1>>before|w2<<(64-before)|w2>>(before-64))
@@ -149,8 +154,7 @@ func writeDigits(t *[floatRoom]byte, i int, d uint64, k int) int {
 	}
 	t[i&31], t[(i+1)&31] = 'e', '+'
 	if exp < 0 {
-		t[(i+1)&31] = '-'
-		exp = -exp
+		t[(i+1)&31], exp = '-', -exp
 	}
 	text, digits := trim(eightDigits(uint32(exp)))
 	binary.LittleEndian.PutUint64(t[(i+2)&31:], text)
@@ -159,34 +163,35 @@ func writeDigits(t *[floatRoom]byte, i int, d uint64, k int) int {
 
 // shortest returns d and k, so that d·10^k is the shortest decimal that reads
 // back as the float with the bits w, which is over 0 and finite, and the nearest
-// of those; d may end in zeros. It is Schubfach: Raffaello Giulietti, "The
+// of those. d may end in zeros. It is Schubfach: Raffaello Giulietti, "The
 // Schubfach way to render doubles", 2020, revised 2021.
 //
-// The float is c·2^q, and what reads back as it lies between the middles to its
-// neighbours. With the largest k for which 10^k is no longer than that interval,
-// a multiple of 10^k lies in it, and of 10^(k+1) one at most: that is the
-// shortest, if it is there, and else the nearer of the multiples of 10^k around
-// the float. So everything is divided by 10^k. It is also multiplied by 4, by
-// which the middles are integers before the division, and rounded to odd after
-// it, by which comparing with an even integer gives what it gives unrounded.
+// The float is c·2^q. What reads back as it lies between the middles to its two
+// neighbours. Of the powers of ten no longer than this interval let 10^k be the
+// longest: then a multiple of 10^k lies in it, and of 10^(k+1) one at most. If
+// there is that one, it is the shortest; if not, it is the nearer of the two
+// multiples of 10^k around the float, if that lies in the interval, or the other.
+// So everything is divided by 10^k. It is multiplied by 4 before, which makes
+// integers of the middles, and rounded to odd after: then it compares with even
+// integers as it did unrounded.
 func shortest(w uint64) (d uint64, k int) {
 	c, q := w&(1<<52-1), int(w>>52)
 	below, narrow := uint64(2), 0
-	switch {
-	case q == 0:
-		q = 1
-	case c == 0 && q > 1: // the neighbour below is half as far
+	if c == 0 && q > 1 { // a power of two: the neighbour below is half as far
 		below, narrow = 1, 524031
-		fallthrough
-	default:
+	}
+	if q == 0 {
+		q = 1
+	} else {
 		c |= 1 << 52
 	}
 	q -= 1075
-	// These are floor(log10(2^q)), or of 3/4·2^q, and floor(log2(10^-k)): the
-	// factors are log10(2) and log10(4/3) in units of 2^-22, log2(10) of 2^-19.
+	// k is floor(log10(2^q)), or of 3/4·2^q, and h has floor(log2(10^by)) in it: the
+	// factors are log10(2) and log10(4/3) in units of 2^-22, log2(10) in 2^-19.
 	k = (q*1262611 - narrow) >> 22
-	h := uint(q+(-k*1741647)>>19+1) & 63
-	p := &powers[-k-minPower]
+	by := -k
+	h := uint(q+by*1741647>>19+1) & 63 // 1 to 4
+	p := &powers[by-minPower]
 	v := p.times(4 * c << h)
 	odd := c & 1 // then the middles read back as the neighbours
 	low := p.times((4*c-below)<<h) + odd
@@ -194,7 +199,7 @@ func shortest(w uint64) (d uint64, k int) {
 
 	s := v / 4
 	d = s
-	if v&3+s&1 > 2 { // over a half, or half and s odd
+	if v&3+s&1 > 2 { // more than a half, or a half and s is odd
 		d = s + 1
 	}
 	if low > 4*s {
@@ -215,30 +220,30 @@ func shortest(w uint64) (d uint64, k int) {
 type power struct{ high, low uint64 }
 
 // times returns p·x/2^128 rounded to odd: down, and if that is not exact the
-// last bit is set. p is too large by at most 1, so where it should be exact the
-// 64 bits behind the result are 0 or 1; where it should not, they are more, as
-// Giulietti proves for all that shortest multiplies.
+// last bit is set. p is too large by at most 1, so the product by at most x: if
+// it should be exact, the 64 bits behind the result are 0. If it should not, they
+// are not, as Giulietti proves for every x that shortest has.
 func (p *power) times(x uint64) uint64 {
 	carry, _ := bits.Mul64(p.low, x)
 	high, low := bits.Mul64(p.high, x)
 	low, carry = bits.Add64(low, carry, 0)
 	high += carry
-	if low > 1 {
+	if low != 0 {
 		high |= 1
 	}
 	return high
 }
 
-// powers has 10^minPower to 10^maxPower, which are all that shortest needs. To
-// make them takes some 10 µs when a program starts, a twentieth of what it takes
-// with math/big; a file of them would have to be generated and kept.
+// powers are 10^minPower to 10^maxPower, all that shortest needs. Making them
+// takes some 10 µs when a program starts, a twentieth of what math/big would
+// take; 10 KB of generated constants would be one more thing to keep right.
 var powers = makePowers()
 
 const minPower, maxPower = -292, 324
 
-// makePowers multiplies and divides by ten in 192 bits. Each step loses less
-// than one unit in the last of them, which after 324 steps still leaves the
-// first 128 right: a test compares them with what math/big makes.
+// makePowers multiplies and divides by ten in 192 bits. A step loses less than
+// one unit in the last of them, which leaves the first 128 right even after 324
+// steps: a test compares them with those of math/big.
 func makePowers() (ps [maxPower - minPower + 1]power) {
 	set := func(k int, x [3]uint64) {
 		low, carry := bits.Add64(x[1], 1, 0)
@@ -259,9 +264,9 @@ func makePowers() (ps [maxPower - minPower + 1]power) {
 	}
 	x = [3]uint64{1 << 63}
 	for k := -1; k >= minPower; k-- {
-		n := 3
-		if x[0]>>60 < 10 {
-			n = 4
+		n := 4 // so many bits to the left, and the quotient has its highest bit set
+		if x[0]>>60 >= 10 {
+			n = 3
 		}
 		over := x[0] >> (64 - n)
 		x = [3]uint64{x[0]<<n | x[1]>>(64-n), x[1]<<n | x[2]>>(64-n), x[2] << n}
