@@ -61,7 +61,8 @@ func writeFloat(t *[floatRoom]byte, f float64) int {
 //
 // What is behind the point is a fraction of 2^64, so a multiplication finds the
 // nearest decimal of that many places and how far off it is. If that is less than
-// half of what is between two floats, the decimal reads back as this one. It has
+// half of what is between two floats, the decimal reads back as this one; it is
+// never just the half, since the middle of two floats has over 16 places. It has
 // at most 15 digits, and no two decimals of at most 15 digits read back as the
 // same float64, so the shortest one, which has no more digits, is the same
 // number. (Below a power of two the floats are twice as close. But from 2^-8 on
@@ -71,7 +72,7 @@ func asDecimal(w, scale uint64) (whole, frac uint64, ok bool) {
 	c, places := w&(1<<52-1)|1<<52, (1075-w>>52)&63 // the float is c/2^places
 	frac, off := bits.Mul64(c<<((64-places)&63), scale)
 	half := scale << (63 - places)
-	return c >> places, frac + off>>63, off+half-1 < 2*half-1
+	return c >> places, frac + off>>63, off+half < 2*half
 }
 
 // writeDecimal writes whole, below 1e11, and frac, of 1e8, to t[i:] and returns
