@@ -209,22 +209,23 @@ func floatsOf(next func(r *rand.Rand) float64, n int) []float64 {
 	return fs
 }
 
-// inTurns times two ways to do the same n things, all n in the one way and all n
-// in the other and so on, and reports the medians of both and of how many times
-// as long the other takes: what else the machine does slows both.
-func inTurns(b *testing.B, n int, this func(i int), name string, other func(i int)) {
+// inTurns times two ways to do the same n things, a few in the one way, those in
+// the other, the next few and so on, and reports the medians of both and of how
+// many times as long the other takes: what else the machine does seldom falls
+// into so short a turn.
+func inTurns(b *testing.B, n, few int, this func(i int), name string, other func(i int)) {
 	var these, others, ratios []float64
-	for b.Loop() {
+	for at := 0; b.Loop(); at = (at + few) % n {
 		start := time.Now()
-		for i := range n {
-			this(i)
+		for i := range few {
+			this(at + i)
 		}
 		middle := time.Now()
-		for i := range n {
-			other(i)
+		for i := range few {
+			other(at + i)
 		}
 		a, z := float64(middle.Sub(start)), float64(time.Since(middle))
-		these, others, ratios = append(these, a/float64(n)), append(others, z/float64(n)), append(ratios, z/a)
+		these, others, ratios = append(these, a/float64(few)), append(others, z/float64(few)), append(ratios, z/a)
 	}
 	median := func(xs []float64) float64 {
 		slices.Sort(xs)
@@ -242,7 +243,7 @@ func BenchmarkAppendFloat(b *testing.B) {
 		b.Run(kind.name, func(b *testing.B) {
 			fs := floatsOf(kind.next, 1<<14)
 			buf := make([]byte, 0, 64)
-			inTurns(b, len(fs), func(i int) { buf = appendFloat(buf[:0], fs[i]) },
+			inTurns(b, len(fs), 1<<10, func(i int) { buf = appendFloat(buf[:0], fs[i]) },
 				"strconv", func(i int) { buf = stdFloat(buf[:0], fs[i]) })
 		})
 	}
@@ -272,7 +273,7 @@ func BenchmarkAppendJSONFloats(b *testing.B) {
 					ours[i], theirs[i] = m, withoutMethods(m)
 				}
 				buf := make([]byte, 0, 1024)
-				inTurns(b, n, func(i int) { buf = ours[i].AppendJSON(buf[:0]) },
+				inTurns(b, n, 1<<5, func(i int) { buf = ours[i].AppendJSON(buf[:0]) },
 					"encoding/json", func(i int) { _, _ = json.Marshal(theirs[i]) })
 			})
 		}
