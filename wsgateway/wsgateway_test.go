@@ -720,7 +720,7 @@ func TestShutdown(t *testing.T) {
 			}
 		}
 		eventually(t, "sessions", func() bool { return s.gateway.Stats().Sessions == 20 })
-		ctx := within(time.Second)
+		ctx := within(5 * time.Second)
 		require.NoError(t, s.handler.Shutdown(ctx))
 		require.NoError(t, ctx.Err())
 		s.noSessions()
