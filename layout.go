@@ -3,7 +3,9 @@ package notification
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"reflect"
+	"strings"
 	"unsafe"
 )
 
@@ -99,7 +101,9 @@ func (l *layout) add(sf reflect.StructField) {
 		panic(fmt.Sprintf("notification: %s.%s has no json name, or too long a one", l.payload, sf.Name))
 	}
 	f.keyLen = uint8(copy(f.key[:], key))
-	l.names = append(l.names, name)
+	if l.names = append(l.names, name); len(l.names) > maxMembers {
+		panic(fmt.Sprintf("notification: %s has too many fields", l.payload))
+	}
 	l.fields = append(l.fields, f)
 }
 
@@ -186,6 +190,47 @@ func (l *layout) load(p unsafe.Pointer, archive, texts string) {
 			*(*uint8)(v) = archive[f.at]
 		}
 	}
+}
+
+// readJSON reads the value at s[i:] into the field of the payload at p, and
+// returns what the read functions do; a string is a view of s.
+func (f *field) readJSON(p unsafe.Pointer, s string, i int) (end int) {
+	switch v := unsafe.Add(p, f.offset); f.kind {
+	case kindString:
+		*(*string)(v), end = readString(s, i)
+	case kindFloat64:
+		*(*float64)(v), end = readFloat(s, i)
+	case kindInt64:
+		*(*int64)(v), end = readInt(s, i)
+	case kindUint32:
+		var u uint64
+		u, end = readUint(s, i, math.MaxUint32)
+		*(*uint32)(v) = uint32(u)
+	case kindUint8:
+		var u uint64
+		u, end = readUint(s, i, math.MaxUint8)
+		*(*uint8)(v) = uint8(u)
+	}
+	return end
+}
+
+// own moves the payload's strings into b, which should have room for them.
+func (l *layout) own(p unsafe.Pointer, b *strings.Builder) {
+	for _, offset := range l.strings {
+		s := (*string)(unsafe.Add(p, offset))
+		start := b.Len()
+		b.WriteString(*s)
+		*s = b.String()[start:]
+	}
+}
+
+// newPayload returns a zero payload of type t and the address of its struct,
+// which may be written as long as nobody else has the payload. reflect would
+// allocate the struct twice, since it copies what an interface shares.
+func newPayload(t Type) (Payload, unsafe.Pointer) {
+	payload, p := catalog[t].payload, reflect.New(layouts[t].payload).UnsafePointer()
+	(*[2]unsafe.Pointer)(unsafe.Pointer(&payload))[1] = p
+	return payload, p
 }
 
 // loadNew returns the payload of an archive in memory of its own; its strings

@@ -1,0 +1,296 @@
+package notification
+
+import (
+	"fmt"
+	"math"
+	"math/bits"
+	"strings"
+	"unsafe"
+)
+
+// UnmarshalJSON reads what AppendJSON writes, with the keys in any order.
+// Unknown keys are ignored, of equal ones the last counts, missing ones leave
+// zero, null for a float is NaN. A document that is null changes nothing.
+//
+// An error wraps ErrInvalid and leaves n unchanged: what is not JSON, a value
+// that does not fit its field, a message_type that is missing or unknown, a
+// priority over P3, a payload that is missing or says it is of another type.
+// The text names the key and tells where in b the mistake is, in bytes from 0.
+// What Validate asks beyond that is left to Validate.
+//
+// n keeps nothing of b. ID and UserID share one allocation, Source and the
+// strings of the payload another: who keeps one of these strings for long
+// takes a strings.Clone of it.
+func (n *Notification) UnmarshalJSON(b []byte) error {
+	// The string is a view of b, with b's address and length, and the strings
+	// that are cut from it on the way are views too. They are sound because b
+	// must not change during the call and none of them outlives it: own copies
+	// those that n gets, and errors have their text formatted.
+	s := unsafe.String(unsafe.SliceData(b), len(b))
+	i := space(s, 0)
+	if peek(s, i) != '{' {
+		return readNull(s, i)
+	}
+	v, i, err := readNotification(s, i)
+	if err != nil {
+		return err
+	}
+	if err := readEnd(s, i); err != nil {
+		return err
+	}
+	*n = v
+	return nil
+}
+
+// readNull reads a document that is no object. By convention null changes
+// nothing; no other one is taken.
+func readNull(s string, i int) error {
+	end, err := skip(s, i, 0)
+	if err == nil {
+		err = readEnd(s, end)
+	}
+	if err == nil && s[i] != 'n' {
+		err = fmt.Errorf("%w: notification is no object, at byte %d", ErrInvalid, i)
+	}
+	return err
+}
+
+// readEnd requires that nothing but white space is left.
+func readEnd(s string, i int) error {
+	if i = space(s, i); i < len(s) {
+		return unexpected(s, i)
+	}
+	return nil
+}
+
+// The members outside the payload, in the order in which AppendJSON writes them.
+const (
+	headID = iota
+	headType
+	headUserID
+	headPriority
+	headTimestamp
+	headSource
+	headPayload
+)
+
+var (
+	headNames = []string{"message_id", "message_type", "user_id", "priority", "timestamp", "source", "payload"}
+	headKinds = [headPayload]kind{kindString, kindString, kindString, kindUint8, kindInt64, kindString}
+)
+
+// readNotification reads the object at s[i:] and returns the index behind it.
+func readNotification(s string, i int) (v Notification, end int, err error) {
+	start := i
+	o := object{names: headNames, depth: 1}
+	var typeName string
+	var typ Type
+	var unknown error
+	var body body
+	for i++; ; {
+		var k int
+		if k, i, err = o.member(s, i); err != nil {
+			return v, 0, err
+		}
+		if k == closed {
+			break
+		}
+		end := 0
+		switch k {
+		case headID:
+			v.ID, end = readString(s, i)
+		case headType:
+			typeName, end = readString(s, i)
+			typ, unknown = ParseType(typeName)
+		case headUserID:
+			v.UserID, end = readString(s, i)
+		case headPriority:
+			var u uint64
+			u, end = readUint(s, i, math.MaxUint8)
+			v.Priority = Priority(u)
+		case headTimestamp:
+			v.Timestamp, end = readInt(s, i)
+		case headSource:
+			v.Source, end = readString(s, i)
+		case headPayload:
+			// A payload behind its type is read at once. One that cannot be
+			// read, or not yet, is passed over and tried again when all members
+			// are known: another type or another payload may follow.
+			body, end, _ = readBody(s, i, typ)
+		}
+		if i, err = o.pass(s, i, k, end); err != nil {
+			return v, 0, err
+		}
+	}
+	switch at := &o.at; {
+	case o.wrong&^(1<<headPayload) != 0:
+		k := bits.TrailingZeros(o.wrong)
+		return v, 0, misfit(s, at[k], headNames[k], headKinds[k])
+	case typeName == "":
+		return v, 0, fmt.Errorf("%w: message_type is missing, at byte %d", ErrInvalid, max(at[headType], start))
+	case unknown != nil:
+		return v, 0, fmt.Errorf("message_type: %w, at byte %d", unknown, at[headType])
+	case v.Priority >= NumPriorities:
+		return v, 0, fmt.Errorf("%w: priority %d is over %d, at byte %d", ErrInvalid, uint8(v.Priority), uint8(P3), at[headPriority])
+	case at[headPayload] == 0:
+		return v, 0, fmt.Errorf("%w: payload is missing, at byte %d", ErrInvalid, start)
+	case body.typ != typ:
+		if body, _, err = readBody(s, at[headPayload], typ); err != nil {
+			return v, 0, err
+		}
+	}
+	v.own(body)
+	return v, i, nil
+}
+
+// A body is a payload that was read. Its strings are views of the document.
+type body struct {
+	typ     Type // zero: there is none
+	payload Payload
+	p       unsafe.Pointer // the address of the struct that payload holds
+}
+
+// readBody reads the value at s[i:] as a payload of type t, which may be zero
+// for no type, and returns the index behind it.
+func readBody(s string, i int, t Type) (b body, end int, err error) {
+	switch {
+	case t == 0:
+		return body{}, 0, nil
+	case peek(s, i) == 'n':
+		return body{}, 0, fmt.Errorf("%w: payload is missing, at byte %d", ErrInvalid, i)
+	case peek(s, i) != '{':
+		return body{}, 0, fmt.Errorf("%w: payload is no object, at byte %d", ErrInvalid, i)
+	}
+	l := &layouts[t]
+	o := object{names: l.names, depth: 2}
+	said := l.names[0]
+	payload, p := newPayload(t)
+	for i++; ; {
+		var k int
+		if k, i, err = o.member(s, i); err != nil {
+			return body{}, 0, err
+		}
+		if k == closed {
+			break
+		}
+		end := 0
+		if k == 0 {
+			said, end = readString(s, i)
+		} else if k < len(o.names) {
+			end = l.fields[k-1].readJSON(p, s, i)
+		}
+		if i, err = o.pass(s, i, k, end); err != nil {
+			return body{}, 0, err
+		}
+	}
+	if o.wrong != 0 {
+		k := bits.TrailingZeros(o.wrong)
+		kind := kindString
+		if k > 0 {
+			kind = l.fields[k-1].kind
+		}
+		return body{}, 0, misfit(s, o.at[k], o.names[k], kind)
+	}
+	if name := catalog[t].name; o.at[0] != 0 && s[o.at[0]] != 'n' && said != name {
+		return body{}, 0, fmt.Errorf("%w: payload is of type %q under message_type %q, at byte %d", ErrInvalid, clip(said), name, o.at[0])
+	}
+	return body{t, payload, p}, i, nil
+}
+
+// own gives n the payload of b and, in place of views of the document, strings
+// in two allocations. The first is the one that lives on: the ID in the dedup
+// window, which must not keep a long text alive.
+func (n *Notification) own(b body) {
+	l := &layouts[b.typ]
+	var ids, texts strings.Builder
+	ids.Grow(len(n.ID) + len(n.UserID))
+	ids.WriteString(n.ID)
+	ids.WriteString(n.UserID)
+	n.ID, n.UserID = ids.String()[:len(n.ID)], ids.String()[len(n.ID):]
+	texts.Grow(len(n.Source) + int(l.textLen(b.p)))
+	texts.WriteString(n.Source)
+	n.Source = texts.String()
+	l.own(b.p, &texts)
+	n.Payload = b.payload
+}
+
+// An object is what is known of an object whose members are being read.
+type object struct {
+	names []string // of the members that are wanted
+	depth int      // how many objects are open, this one included
+	more  bool     // there was a member before
+	next  int      // the likely next: the one behind that which was last
+
+	// Of each wanted member's last value: where it begins, zero for none, and
+	// whether it does not fit. That is no error before the object ends, because
+	// another one may follow.
+	at    [maxMembers]int
+	wrong uint
+}
+
+// maxMembers bounds the members of an object that can be wanted. No payload has
+// more, see add.
+const maxMembers = 16
+
+// closed is, as the number of a member, the end of the object.
+const closed = -1
+
+// member goes from s[i:], which is behind the opening brace or a value, to the
+// next member's value. It returns the member's number, which is closed at the
+// end of the object and len(o.names) for one that is not wanted, and the index
+// of its value or, at the end, behind the brace.
+func (o *object) member(s string, i int) (k, value int, err error) {
+	i = space(s, i)
+	switch c := peek(s, i); {
+	case c == '}':
+		return closed, i + 1, nil
+	case o.more && c != ',':
+		return 0, 0, unexpected(s, i)
+	case o.more:
+		i = space(s, i+1)
+	}
+	o.more = true
+	if k = o.next; k < len(o.names) {
+		name := o.names[k]
+		if end := i + len(name) + 3; end <= len(s) && s[i] == '"' && s[i+1:end-2] == name && s[end-2] == '"' && s[end-1] == ':' {
+			value = space(s, end)
+			o.next, o.at[k] = k+1, value
+			return k, value, nil
+		}
+	}
+	raw, value, err := keyEnd(s, i)
+	if err != nil {
+		return 0, 0, err
+	}
+	name := unquote(raw)
+	for k = range o.names {
+		if o.names[k] == name {
+			o.next, o.at[k] = k+1, value
+			return k, value, nil
+		}
+	}
+	return len(o.names), value, nil
+}
+
+// pass returns the index behind the value at s[i:] of member k. That is end, if
+// the value could be read; if end is zero, it is looked for here.
+func (o *object) pass(s string, i, k, end int) (int, error) {
+	if k < len(o.names) {
+		o.wrong &^= 1 << k
+	}
+	if end != 0 {
+		return end, nil
+	}
+	if k < len(o.names) && peek(s, i) != 'n' {
+		o.wrong |= 1 << k
+	}
+	return skip(s, i, o.depth)
+}
+
+// misfit says that the value at s[at:], which is valid JSON, is none of this kind.
+func misfit(s string, at int, name string, k kind) error {
+	end, _ := skip(s, at, 0)
+	return fmt.Errorf("%w: %s: %s is no %s, at byte %d", ErrInvalid, name, clip(s[at:end]), kindNames[k], at)
+}
+
+var kindNames = [...]string{kindString: "string", kindFloat64: "float64", kindInt64: "int64", kindUint32: "uint32", kindUint8: "uint8"}
