@@ -75,14 +75,14 @@ const (
 )
 
 var (
-	headNames = []string{"message_id", "message_type", "user_id", "priority", "timestamp", "source", "payload"}
+	headKeys  = []string{`"message_id":`, `"message_type":`, `"user_id":`, `"priority":`, `"timestamp":`, `"source":`, `"payload":`}
 	headKinds = [headPayload]kind{kindString, kindString, kindString, kindUint8, kindInt64, kindString}
 )
 
 // readNotification reads the object at s[i:] and returns the index behind it.
 func readNotification(s string, i int) (v Notification, end int, err error) {
 	start := i
-	o := object{names: headNames, depth: 1}
+	o := object{keys: headKeys, depth: 1}
 	var typeName string
 	var typ Type
 	var unknown error
@@ -118,14 +118,17 @@ func readNotification(s string, i int) (v Notification, end int, err error) {
 			// are known: another type or another payload may follow.
 			body, end, _ = readBody(s, i, typ)
 		}
-		if i, err = o.pass(s, i, k, end); err != nil {
-			return v, 0, err
+		if end == 0 || o.wrong != 0 {
+			if end, err = o.pass(s, i, k, end); err != nil {
+				return v, 0, err
+			}
 		}
+		i = end
 	}
 	switch at := &o.at; {
 	case o.wrong&^(1<<headPayload) != 0:
 		k := bits.TrailingZeros(o.wrong)
-		return v, 0, misfit(s, at[k], headNames[k], headKinds[k])
+		return v, 0, misfit(s, at[k], headKeys[k], headKinds[k])
 	case typeName == "":
 		return v, 0, fmt.Errorf("%w: message_type is missing, at byte %d", ErrInvalid, max(at[headType], start))
 	case unknown != nil:
@@ -162,8 +165,8 @@ func readBody(s string, i int, t Type) (b body, end int, err error) {
 		return body{}, 0, fmt.Errorf("%w: payload is no object, at byte %d", ErrInvalid, i)
 	}
 	l := &layouts[t]
-	o := object{names: l.names, depth: 2}
-	said := l.names[0]
+	o := object{keys: l.keys, depth: 2}
+	var said string
 	payload, p := newPayload(t)
 	for i++; ; {
 		var k int
@@ -176,12 +179,15 @@ func readBody(s string, i int, t Type) (b body, end int, err error) {
 		end := 0
 		if k == 0 {
 			said, end = readString(s, i)
-		} else if k < len(o.names) {
+		} else if k < len(o.keys) {
 			end = l.fields[k-1].readJSON(p, s, i)
 		}
-		if i, err = o.pass(s, i, k, end); err != nil {
-			return body{}, 0, err
+		if end == 0 || o.wrong != 0 {
+			if end, err = o.pass(s, i, k, end); err != nil {
+				return body{}, 0, err
+			}
 		}
+		i = end
 	}
 	if o.wrong != 0 {
 		k := bits.TrailingZeros(o.wrong)
@@ -189,7 +195,7 @@ func readBody(s string, i int, t Type) (b body, end int, err error) {
 		if k > 0 {
 			kind = l.fields[k-1].kind
 		}
-		return body{}, 0, misfit(s, o.at[k], o.names[k], kind)
+		return body{}, 0, misfit(s, o.at[k], o.keys[k], kind)
 	}
 	if name := catalog[t].name; o.at[0] != 0 && s[o.at[0]] != 'n' && said != name {
 		return body{}, 0, fmt.Errorf("%w: payload is of type %q under message_type %q, at byte %d", ErrInvalid, clip(said), name, o.at[0])
@@ -216,7 +222,7 @@ func (n *Notification) own(b body) {
 
 // An object is what is known of an object whose members are being read.
 type object struct {
-	names []string // of the members that are wanted
+	keys  []string // of the members that are wanted: quoted, with the colon
 	depth int      // how many objects are open, this one included
 	more  bool     // there was a member before
 	next  int      // the likely next: the one behind that which was last
@@ -237,60 +243,64 @@ const closed = -1
 
 // member goes from s[i:], which is behind the opening brace or a value, to the
 // next member's value. It returns the member's number, which is closed at the
-// end of the object and len(o.names) for one that is not wanted, and the index
+// end of the object and len(o.keys) for one that is not wanted, and the index
 // of its value or, at the end, behind the brace.
 func (o *object) member(s string, i int) (k, value int, err error) {
 	i = space(s, i)
 	switch c := peek(s, i); {
 	case c == '}':
 		return closed, i + 1, nil
-	case o.more && c != ',':
-		return 0, 0, unexpected(s, i)
-	case o.more:
+	case !o.more:
+		o.more = true
+	case c == ',':
 		i = space(s, i+1)
+	default:
+		return 0, 0, unexpected(s, i)
 	}
-	o.more = true
-	if k = o.next; k < len(o.names) {
-		name := o.names[k]
-		if end := i + len(name) + 3; end <= len(s) && s[i] == '"' && s[i+1:end-2] == name && s[end-2] == '"' && s[end-1] == ':' {
-			value = space(s, end)
-			o.next, o.at[k] = k+1, value
-			return k, value, nil
-		}
+	if k = o.next; k < len(o.keys) && strings.HasPrefix(s[i:], o.keys[k]) {
+		value = space(s, i+len(o.keys[k]))
+	} else if k, value, err = o.find(s, i); k == len(o.keys) || err != nil {
+		return k, value, err
 	}
+	o.next, o.at[k] = k+1, value
+	return k, value, nil
+}
+
+// find is member for any key, which begins at s[i:].
+func (o *object) find(s string, i int) (k, value int, err error) {
 	raw, value, err := keyEnd(s, i)
 	if err != nil {
 		return 0, 0, err
 	}
 	name := unquote(raw)
-	for k = range o.names {
-		if o.names[k] == name {
-			o.next, o.at[k] = k+1, value
+	for k, key := range o.keys {
+		if key[1:len(key)-2] == name {
 			return k, value, nil
 		}
 	}
-	return len(o.names), value, nil
+	return len(o.keys), value, nil
 }
 
-// pass returns the index behind the value at s[i:] of member k. That is end, if
-// the value could be read; if end is zero, it is looked for here.
+// pass returns the index behind the value at s[i:] of member k. That is end,
+// unless end is zero because the value could not be read. It need not be called
+// if everything was read so far.
 func (o *object) pass(s string, i, k, end int) (int, error) {
-	if k < len(o.names) {
+	if k < len(o.keys) {
 		o.wrong &^= 1 << k
+		if end == 0 && peek(s, i) != 'n' {
+			o.wrong |= 1 << k
+		}
 	}
 	if end != 0 {
 		return end, nil
-	}
-	if k < len(o.names) && peek(s, i) != 'n' {
-		o.wrong |= 1 << k
 	}
 	return skip(s, i, o.depth)
 }
 
 // misfit says that the value at s[at:], which is valid JSON, is none of this kind.
-func misfit(s string, at int, name string, k kind) error {
+func misfit(s string, at int, key string, k kind) error {
 	end, _ := skip(s, at, 0)
-	return fmt.Errorf("%w: %s: %s is no %s, at byte %d", ErrInvalid, name, clip(s[at:end]), kindNames[k], at)
+	return fmt.Errorf("%w: %s: %s is no %s, at byte %d", ErrInvalid, key[1:len(key)-2], clip(s[at:end]), kindNames[k], at)
 }
 
 var kindNames = [...]string{kindString: "string", kindFloat64: "float64", kindInt64: "int64", kindUint32: "uint32", kindUint8: "uint8"}

@@ -34,11 +34,6 @@ func readString(s string, i int) (v string, end int) {
 }
 
 // readFloat reads a number as the nearest float64.
-//
-// That is one division if both numbers in it are exact: the digits, as an
-// integer below 2^53, and the power of ten, which is so up to 10^22 (Clinger,
-// How to Read Floating Point Numbers Accurately, 1990). Prices and balances are
-// mostly like that.
 func readFloat(s string, i int) (f float64, end int) {
 	digit := i
 	if peek(s, i) == '-' {
@@ -49,12 +44,11 @@ func readFloat(s string, i int) (f float64, end int) {
 	if peek(s, point) == '.' {
 		m, end = digits(s, point+1, m)
 	}
+	// Up to 19 digits there is no overflow. What is longer, has an exponent or
+	// is no number is left to others.
 	whole, places := point-digit, max(end-point-1, 0)
-	// Nineteen digits cannot overflow m. What is no number, or has an exponent,
-	// is left to numberEnd.
-	if whole+places <= 19 && m < 1<<53 && (peek(s, digit) != '0' && whole > 0 || whole == 1) &&
-		end != point+1 && peek(s, end)|0x20 != 'e' {
-		f = float64(m) / powersOfTen[places]
+	if whole+places <= 19 && (whole == 1 || whole > 1 && s[digit] != '0') && end != point+1 && peek(s, end)|0x20 != 'e' {
+		f = decimal(m, places)
 		if digit > i {
 			f = -f
 		}
@@ -70,7 +64,30 @@ func readFloat(s string, i int) (f float64, end int) {
 	return f, end
 }
 
-var powersOfTen = [...]float64{1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18}
+// decimal returns the float64 nearest to m / 10^places, for up to 18 places.
+//
+// An m below 2^53 is exact as a float, a power of ten up to 10^22 is, and their
+// quotient is rounded once (Clinger, How to Read Floating Point Numbers
+// Accurately, 1990): prices and balances are mostly of that kind. For a larger m
+// the quotient of the integers is taken to at least 63 bits. A float has 53, so
+// the remainder matters only by being there or not: it is put into the last bit,
+// and then, too, the only rounding is that to a float.
+func decimal(m uint64, places int) float64 {
+	ten := tens[places]
+	if m < 1<<53 {
+		return float64(m) / float64(ten)
+	}
+	mz, tz := bits.LeadingZeros64(m), bits.LeadingZeros64(ten)
+	m <<= mz // m is now in [2^63, 2^64), and so is ten<<tz
+	quo, rem := bits.Div64(m>>1, m<<63, ten<<tz)
+	if rem != 0 {
+		quo |= 1
+	}
+	return math.Ldexp(float64(quo), tz-mz-63)
+}
+
+// tens are the powers of ten.
+var tens = [19]uint64{1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18}
 
 // readInt reads a number without point and exponent.
 func readInt(s string, i int) (v int64, end int) {
@@ -112,7 +129,7 @@ func digits(s string, i int, m uint64) (u uint64, end int) {
 		w = (w*10 + w>>8) & 0x00ff_00ff_00ff_00ff
 		w = (w*100 + w>>16) & 0x0000_ffff_0000_ffff
 		w = (w*10_000 + w>>32) & 0xffff_ffff
-		m = m*tens[n&15] + w
+		m = m*tens[n] + w
 		i += n
 		if n < 8 {
 			return m, i
@@ -123,10 +140,6 @@ func digits(s string, i int, m uint64) (u uint64, end int) {
 	}
 	return m, i
 }
-
-// tens are the powers of ten. (There are more than digits needs, and its mask
-// saves the bounds check.)
-var tens = [16]uint64{1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8}
 
 // maxDepth is how many objects and arrays may be open at once, as in
 // encoding/json.

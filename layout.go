@@ -14,7 +14,7 @@ import (
 // it or with each other.
 type layout struct {
 	payload reflect.Type
-	names   []string // of the payload's members in JSON: "type", then the fields
+	keys    []string // of the payload's members in JSON, "type" and then the fields: quoted, with the colon
 	fields  []field
 
 	// What JSON has between the values of the header, the type's name included.
@@ -62,7 +62,7 @@ func makeLayouts() (ls [numTypes]layout) {
 		}
 		l := &ls[t]
 		l.payload = p
-		l.names = []string{"type"}
+		l.keys = []string{`"type":`}
 		l.afterID = `,"message_type":"` + catalog[t].name + `","user_id":"`
 		l.afterSource = `,"payload":{"type":"` + catalog[t].name + `"`
 		l.end = `}}`
@@ -101,7 +101,7 @@ func (l *layout) add(sf reflect.StructField) {
 		panic(fmt.Sprintf("notification: %s.%s has no json name, or too long a one", l.payload, sf.Name))
 	}
 	f.keyLen = uint8(copy(f.key[:], key))
-	if l.names = append(l.names, name); len(l.names) > maxMembers {
+	if l.keys = append(l.keys, `"`+name+`":`); len(l.keys) > maxMembers {
 		panic(fmt.Sprintf("notification: %s has too many fields", l.payload))
 	}
 	l.fields = append(l.fields, f)
