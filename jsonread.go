@@ -31,15 +31,11 @@ func (n *Notification) UnmarshalJSON(b []byte) error {
 	if peek(s, i) != '{' {
 		return readNull(s, i)
 	}
-	v, i, err := readNotification(s, i)
-	if err != nil {
-		return err
+	v, err := readNotification(s, i)
+	if err == nil {
+		*n = v
 	}
-	if err := readEnd(s, i); err != nil {
-		return err
-	}
-	*n = v
-	return nil
+	return err
 }
 
 // readNull reads a document that is no object. By convention null changes
@@ -79,8 +75,8 @@ var (
 	headKinds = [headPayload]kind{kindString, kindString, kindString, kindUint8, kindInt64, kindString}
 )
 
-// readNotification reads the object at s[i:] and returns the index behind it.
-func readNotification(s string, i int) (v Notification, end int, err error) {
+// readNotification reads a document of which the object begins at s[i:].
+func readNotification(s string, i int) (v Notification, err error) {
 	start := i
 	o := object{keys: headKeys, depth: 1}
 	var typeName string
@@ -90,7 +86,7 @@ func readNotification(s string, i int) (v Notification, end int, err error) {
 	for i++; ; {
 		var k int
 		if k, i, err = o.member(s, i); err != nil {
-			return v, 0, err
+			return v, err
 		}
 		if k == closed {
 			break
@@ -120,30 +116,34 @@ func readNotification(s string, i int) (v Notification, end int, err error) {
 		}
 		if end == 0 || o.wrong != 0 {
 			if end, err = o.pass(s, i, k, end); err != nil {
-				return v, 0, err
+				return v, err
 			}
 		}
 		i = end
 	}
+	// What is no JSON is said first, so that nobody looks for a member in it.
+	if err := readEnd(s, i); err != nil {
+		return v, err
+	}
 	switch at := &o.at; {
 	case o.wrong&^(1<<headPayload) != 0:
 		k := bits.TrailingZeros(o.wrong)
-		return v, 0, misfit(s, at[k], headKeys[k], headKinds[k])
+		return v, misfit(s, at[k], headKeys[k], headKinds[k])
 	case typeName == "":
-		return v, 0, fmt.Errorf("%w: message_type is missing, at byte %d", ErrInvalid, max(at[headType], start))
+		return v, fmt.Errorf("%w: message_type is missing, at byte %d", ErrInvalid, max(at[headType], start))
 	case unknown != nil:
-		return v, 0, fmt.Errorf("message_type: %w, at byte %d", unknown, at[headType])
+		return v, fmt.Errorf("message_type: %w, at byte %d", unknown, at[headType])
 	case v.Priority >= NumPriorities:
-		return v, 0, fmt.Errorf("%w: priority %d is over %d, at byte %d", ErrInvalid, uint8(v.Priority), uint8(P3), at[headPriority])
+		return v, fmt.Errorf("%w: priority %d is over %d, at byte %d", ErrInvalid, uint8(v.Priority), uint8(P3), at[headPriority])
 	case at[headPayload] == 0:
-		return v, 0, fmt.Errorf("%w: payload is missing, at byte %d", ErrInvalid, start)
+		return v, fmt.Errorf("%w: payload is missing, at byte %d", ErrInvalid, start)
 	case body.typ != typ:
 		if body, _, err = readBody(s, at[headPayload], typ); err != nil {
-			return v, 0, err
+			return v, err
 		}
 	}
 	v.own(body)
-	return v, i, nil
+	return v, nil
 }
 
 // A body is a payload that was read. Its strings are views of the document.
