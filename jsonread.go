@@ -19,13 +19,12 @@ import (
 // What Validate asks beyond that is left to Validate.
 //
 // n keeps nothing of b. ID and UserID share one allocation, Source and the
-// strings of the payload another: who keeps one of these strings for long
-// takes a strings.Clone of it.
+// payload's strings share another: strings.Clone keeps one of them alone.
 func (n *Notification) UnmarshalJSON(b []byte) error {
-	// The string is a view of b, with b's address and length, and the strings
-	// that are cut from it on the way are views too. They are sound because b
-	// must not change during the call and none of them outlives it: own copies
-	// those that n gets, and errors have their text formatted.
+	// s is a view of b, with b's address and length, and strings that are cut from
+	// it on the way are views too. They are sound because b must not change during
+	// the call and none of them outlives it: own copies those that n gets, and the
+	// text of an error is a copy.
 	s := unsafe.String(unsafe.SliceData(b), len(b))
 	i := space(s, 0)
 	if peek(s, i) != '{' {
@@ -82,13 +81,13 @@ func readNotification(s string, i int) (v Notification, err error) {
 	var typeName string
 	var typ Type
 	var unknown error
-	var body body
+	var payload parsed
 	for i++; ; {
 		var k int
 		if k, i, err = o.member(s, i); err != nil {
 			return v, err
 		}
-		if k == closed {
+		if k == noMember {
 			break
 		}
 		end := 0
@@ -112,7 +111,7 @@ func readNotification(s string, i int) (v Notification, err error) {
 			// A payload behind its type is read at once. One that cannot be
 			// read, or not yet, is passed over and tried again when all members
 			// are known: another type or another payload may follow.
-			body, end, _ = readBody(s, i, typ)
+			payload, end, _ = readPayload(s, i, typ)
 		}
 		if end == 0 || o.wrong != 0 {
 			if end, err = o.pass(s, i, k, end); err != nil {
@@ -126,7 +125,7 @@ func readNotification(s string, i int) (v Notification, err error) {
 		return v, err
 	}
 	switch at := &o.at; {
-	case o.wrong&^(1<<headPayload) != 0:
+	case o.wrong&^(1<<headPayload) != 0: // the payload has its own turn, below
 		k := bits.TrailingZeros(o.wrong)
 		return v, misfit(s, at[k], headKeys[k], headKinds[k])
 	case typeName == "":
@@ -137,32 +136,32 @@ func readNotification(s string, i int) (v Notification, err error) {
 		return v, fmt.Errorf("%w: priority %d is over %d, at byte %d", ErrInvalid, uint8(v.Priority), uint8(P3), at[headPriority])
 	case at[headPayload] == 0:
 		return v, fmt.Errorf("%w: payload is missing, at byte %d", ErrInvalid, start)
-	case body.typ != typ:
-		if body, _, err = readBody(s, at[headPayload], typ); err != nil {
+	case payload.typ != typ:
+		if payload, _, err = readPayload(s, at[headPayload], typ); err != nil {
 			return v, err
 		}
 	}
-	v.own(body)
+	v.own(payload)
 	return v, nil
 }
 
-// A body is a payload that was read. Its strings are views of the document.
-type body struct {
+// parsed is a payload that was read. Its strings are views of the document.
+type parsed struct {
 	typ     Type // zero: there is none
 	payload Payload
 	p       unsafe.Pointer // the address of the struct that payload holds
 }
 
-// readBody reads the value at s[i:] as a payload of type t, which may be zero
+// readPayload reads the value at s[i:] as a payload of type t, which may be zero
 // for no type, and returns the index behind it.
-func readBody(s string, i int, t Type) (b body, end int, err error) {
+func readPayload(s string, i int, t Type) (v parsed, end int, err error) {
 	switch {
 	case t == 0:
-		return body{}, 0, nil
+		return parsed{}, 0, nil
 	case peek(s, i) == 'n':
-		return body{}, 0, fmt.Errorf("%w: payload is missing, at byte %d", ErrInvalid, i)
+		return parsed{}, 0, fmt.Errorf("%w: payload is missing, at byte %d", ErrInvalid, i)
 	case peek(s, i) != '{':
-		return body{}, 0, fmt.Errorf("%w: payload is no object, at byte %d", ErrInvalid, i)
+		return parsed{}, 0, fmt.Errorf("%w: payload is no object, at byte %d", ErrInvalid, i)
 	}
 	l := &layouts[t]
 	o := object{keys: l.keys, depth: 2}
@@ -171,9 +170,9 @@ func readBody(s string, i int, t Type) (b body, end int, err error) {
 	for i++; ; {
 		var k int
 		if k, i, err = o.member(s, i); err != nil {
-			return body{}, 0, err
+			return parsed{}, 0, err
 		}
-		if k == closed {
+		if k == noMember {
 			break
 		}
 		end := 0
@@ -184,7 +183,7 @@ func readBody(s string, i int, t Type) (b body, end int, err error) {
 		}
 		if end == 0 || o.wrong != 0 {
 			if end, err = o.pass(s, i, k, end); err != nil {
-				return body{}, 0, err
+				return parsed{}, 0, err
 			}
 		}
 		i = end
@@ -195,29 +194,29 @@ func readBody(s string, i int, t Type) (b body, end int, err error) {
 		if k > 0 {
 			kind = l.fields[k-1].kind
 		}
-		return body{}, 0, misfit(s, o.at[k], o.keys[k], kind)
+		return parsed{}, 0, misfit(s, o.at[k], o.keys[k], kind)
 	}
 	if name := catalog[t].name; o.at[0] != 0 && s[o.at[0]] != 'n' && said != name {
-		return body{}, 0, fmt.Errorf("%w: payload is of type %q under message_type %q, at byte %d", ErrInvalid, clip(said), name, o.at[0])
+		return parsed{}, 0, fmt.Errorf("%w: payload is of type %q under message_type %q, at byte %d", ErrInvalid, clip(said), name, o.at[0])
 	}
-	return body{t, payload, p}, i, nil
+	return parsed{t, payload, p}, i, nil
 }
 
-// own gives n the payload of b and, in place of views of the document, strings
-// in two allocations. The first is the one that lives on: the ID in the dedup
-// window, which must not keep a long text alive.
-func (n *Notification) own(b body) {
-	l := &layouts[b.typ]
+// own gives n its payload and, in place of views of the document, strings in two
+// allocations. The first is the one that lives on: the ID in the dedup window,
+// which must not keep a long text alive.
+func (n *Notification) own(v parsed) {
+	l := &layouts[v.typ]
 	var ids, texts strings.Builder
 	ids.Grow(len(n.ID) + len(n.UserID))
 	ids.WriteString(n.ID)
 	ids.WriteString(n.UserID)
 	n.ID, n.UserID = ids.String()[:len(n.ID)], ids.String()[len(n.ID):]
-	texts.Grow(len(n.Source) + int(l.textLen(b.p)))
+	texts.Grow(len(n.Source) + int(l.textLen(v.p)))
 	texts.WriteString(n.Source)
 	n.Source = texts.String()
-	l.own(b.p, &texts)
-	n.Payload = b.payload
+	l.own(v.p, &texts)
+	n.Payload = v.payload
 }
 
 // An object is what is known of an object whose members are being read.
@@ -238,18 +237,22 @@ type object struct {
 // more, see add.
 const maxMembers = 16
 
-// closed is, as the number of a member, the end of the object.
-const closed = -1
+// noMember is, in place of a member's number, the end of the object.
+const noMember = -1
 
 // member goes from s[i:], which is behind the opening brace or a value, to the
-// next member's value. It returns the member's number, which is closed at the
+// next member's value. It returns the member's number, which is noMember at the
 // end of the object and len(o.keys) for one that is not wanted, and the index
 // of its value or, at the end, behind the brace.
+//
+// The keys that are wanted are expected in their order, which is that of
+// AppendJSON and of most other encoders: that takes one comparison. Any other
+// order is as good, and slower.
 func (o *object) member(s string, i int) (k, value int, err error) {
 	i = space(s, i)
 	switch c := peek(s, i); {
 	case c == '}':
-		return closed, i + 1, nil
+		return noMember, i + 1, nil
 	case !o.more:
 		o.more = true
 	case c == ',':
@@ -281,9 +284,9 @@ func (o *object) find(s string, i int) (k, value int, err error) {
 	return len(o.keys), value, nil
 }
 
-// pass returns the index behind the value at s[i:] of member k. That is end,
-// unless end is zero because the value could not be read. It need not be called
-// if everything was read so far.
+// pass notes whether the value at s[i:] of member k fits, end being zero if it
+// could not be read, and returns the index behind it. While everything fits there
+// is nothing to note.
 func (o *object) pass(s string, i, k, end int) (int, error) {
 	if k < len(o.keys) {
 		o.wrong &^= 1 << k

@@ -192,8 +192,9 @@ func (l *layout) load(p unsafe.Pointer, archive, texts string) {
 	}
 }
 
-// readJSON reads the value at s[i:] into the field of the payload at p, and
-// returns what the read functions do; a string is a view of s.
+// readJSON reads the value at s[i:] into the field of the payload at p: it is one
+// step of a walk in the order of the document. It returns what the read functions
+// return, and a string is a view of s.
 func (f *field) readJSON(p unsafe.Pointer, s string, i int) (end int) {
 	switch v := unsafe.Add(p, f.offset); f.kind {
 	case kindString:
@@ -214,7 +215,8 @@ func (f *field) readJSON(p unsafe.Pointer, s string, i int) (end int) {
 	return end
 }
 
-// own moves the payload's strings into b, which should have room for them.
+// own puts copies of the payload's strings in their place, one behind the other
+// in the memory of b, which should have room for all.
 func (l *layout) own(p unsafe.Pointer, b *strings.Builder) {
 	for _, offset := range l.strings {
 		s := (*string)(unsafe.Add(p, offset))
@@ -224,9 +226,9 @@ func (l *layout) own(p unsafe.Pointer, b *strings.Builder) {
 	}
 }
 
-// newPayload returns a zero payload of type t and the address of its struct,
-// which may be written as long as nobody else has the payload. reflect would
-// allocate the struct twice, since it copies what an interface shares.
+// newPayload returns a zero payload of type t, in one allocation, and what dataOf
+// tells of it. The struct may be written as long as nobody else has the payload.
+// (Made by reflect alone, the interface would hold a copy of the struct.)
 func newPayload(t Type) (Payload, unsafe.Pointer) {
 	payload, p := catalog[t].payload, reflect.New(layouts[t].payload).UnsafePointer()
 	(*[2]unsafe.Pointer)(unsafe.Pointer(&payload))[1] = p
