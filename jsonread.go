@@ -275,7 +275,10 @@ func (o *object) find(s string, i int) (k, value int, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	name := unquote(raw)
+	name := raw
+	if strings.IndexByte(raw, '\\') >= 0 {
+		name = unquote(raw)
+	}
 	for k, key := range o.keys {
 		if key[1:len(key)-2] == name {
 			return k, value, nil

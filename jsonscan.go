@@ -22,7 +22,7 @@ func readString(s string, i int) (v string, end int) {
 		return "", 0
 	}
 	i++
-	end = plainEnd(s, i)
+	end = plainEnd(s, i, notASCII)
 	if peek(s, end) == '"' {
 		return s[i:end], end + 1
 	}
@@ -229,49 +229,47 @@ func keyEnd(s string, i int) (raw string, value int, err error) {
 // stringEnd returns the index behind the string of which s[i:] is a part.
 func stringEnd(s string, i int) (end int, err error) {
 	for {
-		i = plainEnd(s, i)
-		switch c := peek(s, i); {
-		case c == '"':
+		i = plainEnd(s, i, 0)
+		if peek(s, i) == '"' {
 			return i + 1, nil
-		case c >= utf8.RuneSelf:
-			for peek(s, i) >= utf8.RuneSelf {
-				i++
-			}
-		case c != '\\':
+		}
+		if peek(s, i) != '\\' {
 			return 0, unexpected(s, i)
-		default:
+		}
+		i++
+		switch peek(s, i) {
+		case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
 			i++
-			switch peek(s, i) {
-			case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
-				i++
-			case 'u':
-				i++
-				for end := i + 4; i < end; i++ {
-					if c := peek(s, i); c-'0' > 9 && c|0x20-'a' > 5 {
-						return 0, unexpected(s, i)
-					}
+		case 'u':
+			i++
+			for end := i + 4; i < end; i++ {
+				if c := peek(s, i); c-'0' > 9 && c|0x20-'a' > 5 {
+					return 0, unexpected(s, i)
 				}
-			default:
-				return 0, unexpected(s, i)
 			}
+		default:
+			return 0, unexpected(s, i)
 		}
 	}
 }
 
+// notASCII are the bits that tell of eight bytes which are not ASCII.
+const notASCII = 0x8080808080808080
+
 // plainEnd returns the index of the first byte in s[i:] that does not stand for
-// itself in a string: a quote, a backslash, a control character, or what is not
-// ASCII. It is len(s) if there is none.
-func plainEnd(s string, i int) int {
+// itself in a string: a quote, a backslash, a control character, and, if stop is
+// notASCII and not 0, what is not ASCII. It is len(s) if there is none.
+func plainEnd(s string, i int, stop uint64) int {
 	const ones = 0x0101010101010101
 	for i+8 <= len(s) {
-		// As in specialWord; the lowest byte that is found is found rightly.
+		// As in specialWord, and the lowest byte that is found is found rightly.
 		w := le64(s, i)
-		if found := (w | (w - ' '*ones) | (w ^ '"'*ones - ones) | (w ^ '\\'*ones - ones)) & (0x80 * ones); found != 0 {
+		if found := ((w-' '*ones)|(w^'"'*ones-ones)|(w^'\\'*ones-ones))&^w&notASCII | w&stop; found != 0 {
 			return i + bits.TrailingZeros64(found)/8
 		}
 		i += 8
 	}
-	for i < len(s) && s[i] >= ' ' && s[i] < utf8.RuneSelf && s[i] != '"' && s[i] != '\\' {
+	for i < len(s) && s[i] >= ' ' && s[i] != '"' && s[i] != '\\' && uint64(s[i])&stop&0x80 == 0 {
 		i++
 	}
 	return i
@@ -328,7 +326,12 @@ func unquote(raw string) string {
 	}
 	var b strings.Builder
 	b.Grow(len(raw))
-	for len(raw) > 0 {
+	for {
+		plain := plainEnd(raw, 0, notASCII)
+		b.WriteString(raw[:plain])
+		if raw = raw[plain:]; raw == "" {
+			return b.String()
+		}
 		r, size := utf8.DecodeRuneInString(raw)
 		if r == '\\' {
 			r, size = unescape(raw)
@@ -336,7 +339,6 @@ func unquote(raw string) string {
 		b.WriteRune(r)
 		raw = raw[size:]
 	}
-	return b.String()
 }
 
 // unescape returns the character that the escape at the beginning of raw stands
@@ -369,10 +371,13 @@ func unescape(raw string) (r rune, size int) {
 	}
 }
 
-// hexRune returns the number that four hexadecimal digits are.
-func hexRune(digits string) rune {
-	r, _ := strconv.ParseUint(digits, 16, 16)
-	return rune(r)
+// hexRune returns the number that four hexadecimal digits make.
+func hexRune(digits string) (r rune) {
+	for i := range len(digits) {
+		c := digits[i]
+		r = r<<4 | rune(c&0xf+c>>6*9) // A is 0x41, a is 0x61
+	}
+	return r
 }
 
 // space returns the index of the first byte in s[i:] that is no white space.
