@@ -101,6 +101,8 @@ func TestUnmarshalJSON(t *testing.T) {
 			{"an uint32 over its range", `{"message_type":"order_rejected","payload":{"error_code":4294967296}}`, nil, "error_code"},
 			{"an uint8 over its range", `{"message_type":"account_open","payload":{"account_type":256}}`, nil, "account_type"},
 			{"10,000 levels of arrays", `{` + head + `,"x":` + deep + `,"payload":{` + body + `}}`, nil, "depth"},
+			{"10,000 levels, with those of a payload", `{` + head + `,"payload":{"x":` + deep[2:len(deep)-2] + `,` + body + `}}`, &want, ""},
+			{"10,001 levels, with those of a payload", `{` + head + `,"payload":{"x":` + deep[1:len(deep)-1] + `,` + body + `}}`, nil, "depth"},
 			{"10,000 levels of objects", deepObject, nil, "message_type is missing"},
 			{"10,000 levels for a string", `{` + head + `,"source":` + deep[1:len(deep)-1] + `,"payload":{` + body + `}}`, nil, ""},
 			{"an array", `[]`, nil, ""},
@@ -298,16 +300,15 @@ func (w *scribe) member(key string, value func()) {
 
 // rewrite writes raw, which is JSON, in its own way.
 func (w *scribe) rewrite(raw json.RawMessage) {
-	switch raw[0] {
-	case '"':
+	if raw[0] == '"' {
 		var s string
 		_ = json.Unmarshal(raw, &s)
 		w.string(s)
 		return
-	default:
+	}
+	if raw[0] != '{' {
 		w.put(string(raw))
 		return
-	case '{':
 	}
 	d := json.NewDecoder(bytes.NewReader(raw))
 	_, _ = d.Token()
