@@ -367,19 +367,19 @@ func TestUnmarshalJSONAsTheModel(t *testing.T) {
 	t.Run("JSON as no encoder writes it", func(t *testing.T) {
 		r := rand.New(rand.NewPCG(5, 6))
 		var c tally
-		for i := range 20_000 {
+		for i := range 8000 {
 			n := fuzzed(uint8(i), hostile[r.IntN(len(hostile))], "user", "source", hostile[r.IntN(len(hostile))], "BUY", extremes[r.IntN(len(extremes))], r.Float64(), r.Int64(), r.Uint32())
 			w := scribe{Rand: r, wrong: []int{10, 1000}[i%2]}
 			w.rewrite(n.AppendJSON(nil))
 			check(t, &c, w.b)
 		}
-		require.Greater(t, c.taken, 4000)
-		require.Greater(t, c.refused, 4000)
+		require.Greater(t, c.taken, 1600)
+		require.Greater(t, c.refused, 1600)
 	})
 	t.Run("a document with some bytes changed", func(t *testing.T) {
 		r := rand.New(rand.NewPCG(7, 8))
 		var c tally
-		for i := range 20_000 {
+		for i := range 8000 {
 			b := specimen(Type(i%int(numTypes-1) + 1)).AppendJSON(nil)
 			for range 1 + r.IntN(2) {
 				at := r.IntN(len(b))
@@ -394,8 +394,8 @@ func TestUnmarshalJSONAsTheModel(t *testing.T) {
 			}
 			check(t, &c, b)
 		}
-		require.Greater(t, c.taken, 2000)
-		require.Greater(t, c.refused, 2000)
+		require.Greater(t, c.taken, 800)
+		require.Greater(t, c.refused, 800)
 	})
 	eachType(t, func(t *testing.T, typ Type) {
 		t.Run("a beginning of a document ends too early, where it ends", func(t *testing.T) {

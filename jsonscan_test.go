@@ -39,7 +39,7 @@ func TestSkip(t *testing.T) {
 	t.Run("it takes what encoding/json does, of all short texts", func(t *testing.T) {
 		eachText(`{}[]",:1 a`, 5, check)
 		eachText("\"\\u0aG/\x00\x1f\x7f\xff", 5, check)
-		eachText("\"\\uD8\xc3\xa9", 6, func(s string) { check(`["\ud` + s + `"]`) })
+		eachText("\"\\uD8\xc3\xa9", 5, func(s string) { check(`["\ud` + s + `"]`) })
 		for _, literal := range []string{"true", "false", "null"} {
 			for i := range literal {
 				check(literal[:i])
@@ -84,7 +84,7 @@ func TestReadNumbers(t *testing.T) {
 	})
 	t.Run("decimals of every length are the nearest float", func(t *testing.T) {
 		r := rand.New(rand.NewPCG(13, 14))
-		for range 200_000 {
+		for range 60_000 {
 			s := strconv.FormatUint(r.Uint64()>>r.IntN(64), 10)
 			for i := range r.IntN(20) {
 				if i == 0 {
@@ -98,7 +98,7 @@ func TestReadNumbers(t *testing.T) {
 	})
 	t.Run("the shortest decimal of a float is that float", func(t *testing.T) {
 		r := rand.New(rand.NewPCG(15, 16))
-		for range 200_000 {
+		for range 60_000 {
 			f := math.Float64frombits(r.Uint64())
 			if r.IntN(4) > 0 { // one between 1e-6 and 1e6, which has no exponent
 				f = (r.Float64() - 0.5) * math.Pow10(r.IntN(13)-5)
@@ -111,7 +111,7 @@ func TestReadNumbers(t *testing.T) {
 	t.Run("halfway between two floats the even one is taken, a little beside it the nearer one", func(t *testing.T) {
 		r := rand.New(rand.NewPCG(17, 18))
 		for places := range 4 {
-			for range 20_000 {
+			for range 5000 {
 				m := 1<<53 | r.Uint64()>>11 | 1 // a float's 53 bits, and a bit that is half of the last
 				for _, m := range []uint64{m*tens[places] - 1, m * tens[places], m*tens[places] + 1} {
 					s := strconv.FormatUint(m, 10)
