@@ -72,6 +72,7 @@ func TestUnmarshalJSON(t *testing.T) {
 				n.Payload = p
 			}), ""},
 			{"a duplicate type of another type", `{` + head + `,"message_type":"risk_alert","payload":{` + body + `}}`, nil, "risk_alert"},
+			{"a duplicate type behind the payload", `{"message_type":"risk_alert","payload":{"reason":"r"},"message_type":"market_halt"}`, &Notification{Payload: MarketHalt{Reason: "r"}}, ""},
 			{"missing keys", `{"message_type":"market_halt","payload":{}}`, &Notification{Payload: MarketHalt{}}, ""},
 			{"null for strings and integers", `{"message_id":null,"message_type":"market_halt","priority":null,"payload":{"reason":null,"resume_at":null}}`, &Notification{Payload: MarketHalt{}}, ""},
 			{"escapes", `{"message_id":"\u0041\ud83d\ude80\ud800","message_type":"market\u005fhalt","payload":{"\u0072eason":"\"\\\/"}}`, &Notification{ID: "A🚀\ufffd", Payload: MarketHalt{Reason: `"\/`}}, ""},
