@@ -21,11 +21,10 @@ import (
 // n keeps nothing of b. ID and UserID share one allocation, Source and the
 // payload's strings share another: strings.Clone keeps one of them alone.
 func (n *Notification) UnmarshalJSON(b []byte) error {
-	// s is a view of b, with b's address and length, and strings that are cut from
-	// it on the way are views too. They are sound because b must not change during
-	// the call and none of them outlives it: own copies those that n gets, and the
-	// text of an error is a copy.
-	s := unsafe.String(unsafe.SliceData(b), len(b))
+	// The strings that are cut from s on the way are views of b too. b must not
+	// change during the call, and none of them outlives it: own copies those that
+	// n gets, and the text of an error is a copy.
+	s := stringView(b)
 	i := space(s, 0)
 	if peek(s, i) != '{' {
 		return readNull(s, i)
