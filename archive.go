@@ -318,11 +318,13 @@ func (a Archive) Notification() *Notification {
 	l := &layouts[a.typ]
 	ids, texts := strings.Clone(a.data[l.prefix:a.endUser]), strings.Clone(a.data[a.endUser:])
 	id, source := a.endID-uint32(l.prefix), a.end-a.endUser
+	payload, p := newPayload(a.typ)
+	l.load(p, a.data, texts[source:])
 	return &Notification{
 		ID:        ids[:id],
 		UserID:    ids[id:],
 		Priority:  a.Priority(),
-		Payload:   l.loadNew(a.data, texts[source:]),
+		Payload:   payload,
 		Timestamp: a.Timestamp(),
 		Source:    texts[:source],
 	}

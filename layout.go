@@ -235,14 +235,6 @@ func newPayload(t Type) (Payload, unsafe.Pointer) {
 	return payload, p
 }
 
-// loadNew returns the payload of an archive in memory of its own; its strings
-// are cut from texts.
-func (l *layout) loadNew(archive, texts string) Payload {
-	p := reflect.New(l.payload)
-	l.load(p.UnsafePointer(), archive, texts)
-	return p.Elem().Interface().(Payload)
-}
-
 // loadAs returns the payload of an archive as a value; its strings are cut from
 // texts. T must be the type that l was made of.
 func loadAs[T Payload](l *layout, archive, texts string) (v T) {
