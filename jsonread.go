@@ -5,7 +5,6 @@ import (
 	"math"
 	"math/bits"
 	"strings"
-	"unsafe"
 )
 
 // UnmarshalJSON reads what AppendJSON writes, with the keys in any order.
@@ -146,9 +145,8 @@ func readNotification(s string, i int) (v Notification, err error) {
 
 // parsed is a payload that was read. Its strings are views of the document.
 type parsed struct {
-	typ     Type // zero: there is none
-	payload Payload
-	p       unsafe.Pointer // the address of the struct that payload holds
+	typ     Type    // zero: there is none
+	payload Payload // nobody else has it yet
 }
 
 // readPayload reads the value at s[i:] as a payload of type t, which may be zero
@@ -198,23 +196,23 @@ func readPayload(s string, i int, t Type) (v parsed, end int, err error) {
 	if name := catalog[t].name; o.at[0] != 0 && s[o.at[0]] != 'n' && said != name {
 		return parsed{}, 0, fmt.Errorf("%w: payload is of type %q under message_type %q, at byte %d", ErrInvalid, clip(said), name, o.at[0])
 	}
-	return parsed{t, payload, p}, i, nil
+	return parsed{t, payload}, i, nil
 }
 
 // own gives n its payload and, in place of views of the document, strings in two
 // allocations. The first is the one that lives on: the ID in the dedup window,
 // which must not keep a long text alive.
 func (n *Notification) own(v parsed) {
-	l := &layouts[v.typ]
+	l, p := &layouts[v.typ], dataOf(v.payload)
 	var ids, texts strings.Builder
 	ids.Grow(len(n.ID) + len(n.UserID))
 	ids.WriteString(n.ID)
 	ids.WriteString(n.UserID)
 	n.ID, n.UserID = ids.String()[:len(n.ID)], ids.String()[len(n.ID):]
-	texts.Grow(len(n.Source) + int(l.textLen(v.p)))
+	texts.Grow(len(n.Source) + int(l.textLen(p)))
 	texts.WriteString(n.Source)
 	n.Source = texts.String()
-	l.own(v.p, &texts)
+	l.own(p, &texts)
 	n.Payload = v.payload
 }
 
