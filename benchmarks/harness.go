@@ -56,7 +56,9 @@ type outcome struct {
 	FromCall [notification.NumPriorities]latency `json:"from_call"`
 	All      latency                             `json:"all"`
 
-	Ops []operation `json:"ops,omitempty"` // section encodings
+	// Section encodings.
+	Ops      []operation `json:"ops,omitempty"`
+	Findings []finding   `json:"findings,omitempty"` // of round 0
 }
 
 // A latency is in microseconds.

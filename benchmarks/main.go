@@ -162,8 +162,8 @@ var sections = []section{
 			return jobs
 		})
 	}},
-	{"encodings", false, func(int, []string) [][]job {
-		return [][]job{{{System: libraryName, Seconds: 0.04}}}
+	{"encodings", true, func(int, []string) [][]job {
+		return [][]job{{{System: libraryName, Seconds: 0.01}}}
 	}},
 }
 
@@ -318,7 +318,9 @@ func versions() (list []string) {
 	for _, m := range info.Deps {
 		switch m.Path {
 		case "github.com/centrifugal/centrifuge", "github.com/nats-io/nats-server/v2", "github.com/nats-io/nats.go",
-			"github.com/ThreeDotsLabs/watermill", "google.golang.org/protobuf", "github.com/google/flatbuffers":
+			"github.com/ThreeDotsLabs/watermill",
+			"github.com/bytedance/sonic", "github.com/goccy/go-json", "github.com/segmentio/encoding",
+			"google.golang.org/protobuf", "github.com/planetscale/vtprotobuf", "github.com/google/flatbuffers", "github.com/tinylib/msgp":
 			name := strings.TrimPrefix(m.Path, "github.com/")
 			list = append(list, name+" "+m.Version)
 		}

@@ -89,9 +89,9 @@ func bySystem(found []outcome, name string) []outcome {
 func perSecond(o outcome) float64 { return o.PerSecond }
 
 func report(w io.Writer, results []outcome, write func(io.Writer, table)) {
-	for _, make := range []func([]outcome) (table, bool){
-		flatTable, callTable, dueTable, floodTable, idleTable, stalledTable, growthTable, encodingTable,
-	} {
+	for _, make := range append([]func([]outcome) (table, bool){
+		flatTable, callTable, dueTable, floodTable, idleTable, stalledTable, growthTable,
+	}, encodingTables...) {
 		if t, ok := make(results); ok {
 			write(w, t)
 		}
@@ -249,34 +249,6 @@ func growthTable(results []outcome) (t table, ok bool) {
 		}
 	}
 	return t, len(t.rows) > 0
-}
-
-func encodingTable(results []outcome) (t table, ok bool) {
-	t = table{title: "Encodings", note: "encode into a buffer that fits, where the encoding can; open/decode is all that must happen before a field is read, with every check the encoding has; then the reading of the header's timestamp and of one number of the payload; ns (allocations)",
-		head: []string{"message", "encoding", "bytes", stepEncode, stepDecode, stepHeader, stepRead}}
-	for _, o := range of(results, "encodings", nil) {
-		cells := make(map[string]string)
-		var order [][2]string
-		for _, op := range o.Ops {
-			if op.Step == stepEncode {
-				order = append(order, [2]string{op.Message, op.Encoding})
-				cells[op.Message+op.Encoding] = fmt.Sprint(op.Bytes)
-			}
-			cells[op.Message+op.Encoding+op.Step] = fmt.Sprintf("%s (%d)", nanos(op.Nanos), op.Allocs)
-		}
-		for _, k := range order {
-			key := k[0] + k[1]
-			t.add(k[0], k[1], cells[key], cells[key+stepEncode], cells[key+stepDecode], cells[key+stepHeader], cells[key+stepRead])
-		}
-	}
-	return t, len(t.rows) > 0
-}
-
-func nanos(ns float64) string {
-	if ns < 10 {
-		return fmt.Sprintf("%.1f", ns)
-	}
-	return fmt.Sprintf("%.0f", ns)
 }
 
 // micros prints a latency with a unit that suits it.
