@@ -71,8 +71,9 @@ func archive[P notification.Payload](s sample, number func([]notification.Archiv
 				}
 			},
 		},
-		encode: func(i int) [][]byte {
-			return [][]byte{must(s.all[i].AppendBinary(nil)), must(s.all[i].MarshalBinary())}
+		encode: func(n *notification.Notification) ([][]byte, error) {
+			appended, err := n.AppendBinary(nil)
+			return [][]byte{appended}, err
 		},
 		decode: func(b []byte) (*notification.Notification, error) {
 			a, err := notification.OpenArchive(b)
@@ -141,7 +142,10 @@ func simpleBinary[P notification.Payload](s sample, number func([]sbe.Message, i
 				}
 			},
 		},
-		encode: func(i int) [][]byte { return [][]byte{must(sbe.Append(nil, s.all[i]))} },
+		encode: func(n *notification.Notification) ([][]byte, error) {
+			b, err := sbe.Append(nil, n)
+			return [][]byte{b}, err
+		},
 		decode: func(b []byte) (*notification.Notification, error) {
 			m, err := sbe.Open(b)
 			if err != nil {

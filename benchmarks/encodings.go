@@ -41,9 +41,9 @@ type codec struct {
 	// over the sample, again and again: so the loop stands beside the work, and
 	// a step of a nanosecond is not hidden behind a call.
 	loops map[string]func(n int)
-	// encode returns message i in each way that the encoding has; decode reads
-	// one of them. They are for the tests and the checks.
-	encode func(i int) [][]byte
+	// encode returns n in each way that the encoding has; decode reads one of
+	// them. They are for the tests and the checks.
+	encode func(n *notification.Notification) ([][]byte, error)
 	decode func([]byte) (*notification.Notification, error)
 }
 
@@ -77,15 +77,15 @@ type operation struct {
 	Bytes    float64   `json:"bytes"`
 }
 
-// turns is how often each codec is measured within a process.
-const turns = 7
+// turnsEach is how often each codec has its turn within a process.
+const turnsEach = 7
 
-// encodings measures each step for about so long a turn.
-func encodings(each time.Duration) (ops []operation) {
+// encodings measures each step for some turns, of about so long.
+func encodings(turns int, each time.Duration) (ops []operation) {
 	for _, c := range contests() {
 		codecs := c.codecs()
 		for _, step := range c.steps {
-			ops = append(ops, c.measure(codecs, step, each)...)
+			ops = append(ops, c.measure(codecs, step, turns, each)...)
 		}
 	}
 	return ops
@@ -94,7 +94,7 @@ func encodings(each time.Duration) (ops []operation) {
 // measure gives the codecs turns: a machine that is busy with something else for
 // a while is so for all of them, and the ratio of two in one turn hardly
 // notices.
-func (c contest) measure(codecs []codec, step string, each time.Duration) (ops []operation) {
+func (c contest) measure(codecs []codec, step string, turns int, each time.Duration) (ops []operation) {
 	var loops []func(int)
 	var times []int
 	for _, codec := range codecs {

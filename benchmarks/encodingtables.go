@@ -11,10 +11,14 @@ var encodingTables = []func([]outcome) (table, bool){
 	jsonTable("JSON, into a buffer", "encode into a buffer that is kept and fits", stepAppend),
 	jsonTable("JSON, to new bytes", "MarshalJSON and the others' Marshal, which return a slice of their own", stepMarshal),
 	jsonTable("JSON, decode", "UnmarshalJSON, and the others' Unmarshal into a struct whose payload is known before", stepUnmarshal),
-	checksTable(formatJSON, "JSON, what the decoders check", []string{askSyntax, askSkipped, askRange, askUTF8, askSurrogate, askStrings}),
+	checksTable(checksEncode, "what becomes of values that JSON has no plain form for, found by trying",
+		[]string{askMarkup, askUTF8, askNaN}),
+	checksTable(checksDecode, "what becomes of a TradeExecuted that is not as it should be, found by trying",
+		[]string{askSyntax, askSkipped, askRange, askUTF8, askSurrogate, askStrings}),
 	binaryTable(messageTrade),
 	binaryTable(messageAccount),
-	checksTable(formatBinary, "Binary, what opening checks", []string{askCut, askInverted, askUTF8, askStrings}),
+	checksTable(checksBinary, "what becomes of a TradeExecuted that is cut short, after each byte, and of one with a byte inverted, each in turn; of a string that is not UTF-8; found by trying, reading all of what is opened; no encoding has a checksum, so that not every inverted byte can be seen",
+		[]string{askCut, askInverted, askUTF8, askStrings}),
 }
 
 const howToRead = "; the library's row is nanoseconds of CPU, each other the time over the library's in the same turn, median (min–max)"
@@ -126,12 +130,12 @@ func binaryTable(message string) func([]outcome) (table, bool) {
 	}
 }
 
-func checksTable(format, title string, questions []string) func([]outcome) (table, bool) {
+func checksTable(title, note string, questions []string) func([]outcome) (table, bool) {
 	return func(results []outcome) (t table, ok bool) {
-		t = table{title: title, note: "what becomes of a TradeExecuted that is not as it should be, found by trying", head: append([]string{"encoding"}, questions...)}
+		t = table{title: title, note: note, head: append([]string{"encoding"}, questions...)}
 		for _, o := range of(results, "encodings", func(o outcome) bool { return o.Round == 0 }) {
 			for _, f := range o.Findings {
-				if f.Format != format {
+				if f.Table != title {
 					continue
 				}
 				if f.Question == questions[0] {

@@ -44,9 +44,9 @@ func flatBuffers[P notification.Payload](s sample, build func(*flatbuffers.Build
 				}
 			},
 		},
-		encode: func(i int) [][]byte {
-			build(b, s.all[i])
-			return [][]byte{bytes.Clone(b.FinishedBytes())}
+		encode: func(n *notification.Notification) ([][]byte, error) {
+			build(b, n)
+			return [][]byte{bytes.Clone(b.FinishedBytes())}, nil
 		},
 		decode: func(data []byte) (*notification.Notification, error) {
 			var root fb.Notification

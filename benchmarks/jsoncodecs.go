@@ -33,9 +33,8 @@ func jsonLibraries() []jsonLibrary {
 	all = append(all, jsonV2...)
 	if sonicIsItself {
 		all = append(all,
-			jsonLibrary{"sonic ConfigStd", sonicInto(sonicencoder.EscapeHTML | sonicencoder.SortMapKeys | sonicencoder.CompactMarshaler | sonicencoder.ValidateString),
-				sonic.ConfigStd.Marshal, sonic.ConfigStd.Unmarshal},
-			jsonLibrary{"sonic default", sonicInto(0), sonic.ConfigDefault.Marshal, sonic.ConfigDefault.Unmarshal})
+			jsonLibrary{"sonic ConfigStd", sonicEscaped, sonic.ConfigStd.Marshal, sonic.ConfigStd.Unmarshal},
+			jsonLibrary{"sonic default", sonicPlain, sonic.ConfigDefault.Marshal, sonic.ConfigDefault.Unmarshal})
 	}
 	return append(all,
 		jsonLibrary{"goccy/go-json", throughWriter(func(w io.Writer) encoder { return goccy.NewEncoder(w) }), goccy.Marshal, goccy.Unmarshal},
@@ -49,7 +48,7 @@ const sonicIsItself = sonic.APIKind == sonic.UseSonicJSON
 // absentees says who does not take part in this build, and why.
 func absentees() (text string) {
 	if len(jsonV2) == 0 {
-		text += "; encoding/json/v2 is not in " + runtime.Version() + " without GOEXPERIMENT=jsonv2"
+		text += "; encoding/json/v2 takes part from Go 1.27 on, this is " + runtime.Version()
 	}
 	if !sonicIsItself {
 		text += "; sonic has no code of its own for " + runtime.Version() + " on " + runtime.GOARCH + " and is left out"
@@ -73,14 +72,24 @@ func throughWriter(newEncoder func(io.Writer) encoder) func() func(any) ([]byte,
 	}
 }
 
-func sonicInto(o sonicencoder.Options) func() func(any) ([]byte, error) {
-	return func() func(any) ([]byte, error) {
-		b := make([]byte, 0, 1024)
-		return func(v any) ([]byte, error) {
-			b = b[:0]
-			err := sonicencoder.EncodeInto(&b, v, o)
-			return b, err
-		}
+func sonicPlain() func(any) ([]byte, error) {
+	b := make([]byte, 0, 1024)
+	return func(v any) ([]byte, error) {
+		b = b[:0]
+		err := sonicencoder.EncodeInto(&b, v, 0)
+		return b, err
+	}
+}
+
+// sonicEscaped is ConfigStd's encoding, in which escaping is a second pass.
+// EncodeInto with EscapeHTML would make a new buffer for it each time.
+func sonicEscaped() func(any) ([]byte, error) {
+	b, escaped := make([]byte, 0, 1024), make([]byte, 0, 1024)
+	return func(v any) ([]byte, error) {
+		b = b[:0]
+		err := sonicencoder.EncodeInto(&b, v, sonicencoder.SortMapKeys|sonicencoder.CompactMarshaler|sonicencoder.ValidateString)
+		escaped = sonicencoder.HTMLEscape(escaped[:0], b)
+		return escaped, err
 	}
 }
 
@@ -127,7 +136,7 @@ func plainTradeOf(p notification.TradeExecuted) plainTrade {
 		p.Price, p.Volume, p.Commission, p.FillType, p.Timestamp}
 }
 
-func (p plainTrade) payload() notification.TradeExecuted {
+func (p plainTrade) back() notification.TradeExecuted {
 	return notification.TradeExecuted{TradeID: p.TradeID, OrderID: p.OrderID, ExchangeOrderID: p.ExchangeOrderID, InstrumentID: p.InstrumentID,
 		Direction: p.Direction, Offset: p.Offset, Price: p.Price, Volume: p.Volume, Commission: p.Commission, FillType: p.FillType, Timestamp: p.Timestamp}
 }
@@ -137,7 +146,7 @@ func plainAccountOf(p notification.AccountUpdate) plainAccount {
 		p.PositionProfit, p.CloseProfit, p.RiskRatio, p.Timestamp}
 }
 
-func (p plainAccount) payload() notification.AccountUpdate {
+func (p plainAccount) back() notification.AccountUpdate {
 	return notification.AccountUpdate{UserID: p.UserID, Balance: p.Balance, Available: p.Available, Frozen: p.Frozen, Margin: p.Margin,
 		PositionProfit: p.PositionProfit, CloseProfit: p.CloseProfit, RiskRatio: p.RiskRatio, Timestamp: p.Timestamp}
 }
@@ -148,9 +157,9 @@ func jsonCodecs(s sample) []codec {
 	all := []codec{libraryJSON(s, documents)}
 	for _, lib := range jsonLibraries() {
 		if s.message == messageTrade {
-			all = append(all, peerJSON(lib, s, documents, plainTradeOf, plainTrade.payload))
+			all = append(all, peerJSON(lib, s, documents, plainTradeOf, plainTrade.back))
 		} else {
-			all = append(all, peerJSON(lib, s, documents, plainAccountOf, plainAccount.payload))
+			all = append(all, peerJSON(lib, s, documents, plainAccountOf, plainAccount.back))
 		}
 	}
 	return all
@@ -179,8 +188,9 @@ func libraryJSON(s sample, documents [][]byte) codec {
 				}
 			},
 		},
-		encode: func(i int) [][]byte {
-			return [][]byte{s.all[i].AppendJSON(nil), must(s.all[i].MarshalJSON())}
+		encode: func(n *notification.Notification) ([][]byte, error) {
+			marshaled, err := n.MarshalJSON()
+			return [][]byte{n.AppendJSON(nil), marshaled}, err
 		},
 		decode: func(data []byte) (*notification.Notification, error) {
 			n := new(notification.Notification)
@@ -193,9 +203,12 @@ func libraryJSON(s sample, documents [][]byte) codec {
 // known before: finding it out, and refusing what fits no type, is left to its
 // user, and not measured.
 func peerJSON[T any, P notification.Payload](lib jsonLibrary, s sample, documents [][]byte, plain func(P) T, back func(T) P) codec {
+	documentOf := func(n *notification.Notification) *document[T] {
+		return &document[T]{n.ID, n.Type().String(), n.UserID, uint8(n.Priority), n.Timestamp, n.Source, plain(n.Payload.(P))}
+	}
 	values := make([]*document[T], distinct)
 	for i, n := range s.all {
-		values[i] = &document[T]{n.ID, n.Type().String(), n.UserID, uint8(n.Priority), n.Timestamp, n.Source, plain(payload[P](s, i))}
+		values[i] = documentOf(n)
 	}
 	reuse := lib.reuse()
 	return codec{
@@ -218,8 +231,14 @@ func peerJSON[T any, P notification.Payload](lib jsonLibrary, s sample, document
 				}
 			},
 		},
-		encode: func(i int) [][]byte {
-			return [][]byte{bytes.Clone(must(reuse(values[i]))), must(lib.marshal(values[i]))}
+		encode: func(n *notification.Notification) ([][]byte, error) {
+			reused, err := reuse(documentOf(n))
+			if err != nil {
+				return nil, err
+			}
+			reused = bytes.Clone(reused)
+			marshaled, err := lib.marshal(documentOf(n))
+			return [][]byte{reused, marshaled}, err
 		},
 		decode: func(data []byte) (*notification.Notification, error) {
 			d := new(document[T])

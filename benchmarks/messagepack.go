@@ -19,10 +19,13 @@ func messagePack[T any, P notification.Payload, M interface {
 	msgp.Marshaler
 	msgp.Unmarshaler
 }](s sample, message func(mp.Header, P) *T, number func([]*T, int), parts func(*T) (mp.Header, P)) codec {
+	messageOf := func(n *notification.Notification) *T {
+		return message(mp.Header{MessageID: n.ID, UserID: n.UserID, Type: uint8(n.Type()), Priority: uint8(n.Priority),
+			Timestamp: n.Timestamp, Source: n.Source}, n.Payload.(P))
+	}
 	messages := make([]*T, distinct)
 	for i, n := range s.all {
-		messages[i] = message(mp.Header{MessageID: n.ID, UserID: n.UserID, Type: uint8(n.Type()), Priority: uint8(n.Priority),
-			Timestamp: n.Timestamp, Source: n.Source}, payload[P](s, i))
+		messages[i] = messageOf(n)
 	}
 	open := func(b []byte, m *T) error {
 		rest, err := M(m).UnmarshalMsg(b)
@@ -56,7 +59,10 @@ func messagePack[T any, P notification.Payload, M interface {
 				}
 			},
 		},
-		encode: func(i int) [][]byte { return [][]byte{must(M(messages[i]).MarshalMsg(nil))} },
+		encode: func(n *notification.Notification) ([][]byte, error) {
+			b, err := M(messageOf(n)).MarshalMsg(nil)
+			return [][]byte{b}, err
+		},
 		decode: func(b []byte) (*notification.Notification, error) {
 			m := new(T)
 			if err := open(b, m); err != nil {

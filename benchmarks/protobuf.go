@@ -69,7 +69,10 @@ func protobuf[P notification.Payload](name string, rt protoRuntime, s sample, me
 				}
 			},
 		},
-		encode: func(i int) [][]byte { return [][]byte{must(rt.append(nil, messages[i]))} },
+		encode: func(n *notification.Notification) ([][]byte, error) {
+			b, err := rt.append(nil, message(n))
+			return [][]byte{b}, err
+		},
 		decode: func(b []byte) (*notification.Notification, error) {
 			m := new(pb.Notification)
 			if err := rt.unmarshal(b, m); err != nil {

@@ -94,6 +94,3 @@ func newSample(message string, c class) sample {
 	}
 	return s
 }
-
-// payload returns that of message i, which is a P.
-func payload[P notification.Payload](s sample, i int) P { return s.all[i].Payload.(P) }

@@ -15,7 +15,7 @@ const mib = 1 << 20
 func measure(j job) (outcome, error) {
 	o := outcome{job: j}
 	if j.Section == "encodings" {
-		o.Ops = encodings(o.length())
+		o.Ops = encodings(turnsEach, o.length())
 		if j.Round == 0 {
 			o.Findings = findings()
 		}
