@@ -86,7 +86,8 @@ func archive[P notification.Payload](s sample, number func([]notification.Archiv
 	}
 }
 
-// An accessor of one field, when there is one, belongs into these two loops.
+// The way to a field of an archive is PayloadAs, which copies the payload: these
+// two loops pay for all of it.
 
 func archivePrice(opened []notification.Archive, n int) {
 	sum := uint64(0)

@@ -30,8 +30,8 @@ const (
 	tradeExecuted = 1
 	accountUpdate = 2
 
-	// Where a message has what. The specification allows fields without
-	// alignment; those of eight bytes come first so that they nearly have it.
+	// Where a message has what. Fields need no alignment: the specification pads
+	// only where a schema asks for it.
 	atTemplate  = 2
 	atSchema    = 4
 	header      = 8
@@ -48,6 +48,9 @@ const (
 
 // ErrMalformed is returned for what is no message of this schema.
 var ErrMalformed = errors.New("sbe: malformed message")
+
+// ErrPayload is returned for a payload that the schema does not have.
+var ErrPayload = errors.New("sbe: neither a TradeExecuted nor an AccountUpdate")
 
 // ErrLong is returned for a string of more than 65,535 bytes.
 var ErrLong = errors.New("sbe: a string is too long")
@@ -84,7 +87,7 @@ func Append(b []byte, n *notification.Notification) ([]byte, error) {
 		putTexts(d[header+accountBlock:], texts[:])
 		return b, nil
 	}
-	return b, ErrMalformed
+	return b, ErrPayload
 }
 
 // grow makes b longer by a message, which it returns, unless a string is too
