@@ -111,6 +111,7 @@ func TestFindings(t *testing.T) {
 		{checksDecode, "encoding/json", askSyntax, "all refused"},
 		{checksDecode, "encoding/json", askSkipped, "all refused"},
 		{checksBinary, libraryName, askCut, "207 refused"},
+		{checksBinary, "SBE", askCut, "190 refused"},
 		{checksBinary, libraryName, askStrings, "the input"},
 		{checksBinary, "FlatBuffers", askCut, "3 accepted, 341 panics"},
 		{checksBinary, "protobuf", askUTF8, refused},
