@@ -6,8 +6,6 @@ import (
 	"io"
 	"runtime"
 
-	"github.com/bytedance/sonic"
-	sonicencoder "github.com/bytedance/sonic/encoder"
 	goccy "github.com/goccy/go-json"
 	segmentio "github.com/segmentio/encoding/json"
 
@@ -29,38 +27,30 @@ type jsonLibrary struct {
 // ways, strings that own their memory. sonic takes part with its default, too,
 // as that is what its users call.
 func jsonLibraries() []jsonLibrary {
-	all := []jsonLibrary{{"encoding/json", throughWriter(func(w io.Writer) encoder { return json.NewEncoder(w) }), json.Marshal, json.Unmarshal}}
+	all := []jsonLibrary{{"encoding/json", throughWriter(func(w io.Writer) jsonEncoder { return json.NewEncoder(w) }), json.Marshal, json.Unmarshal}}
 	all = append(all, jsonV2...)
-	if sonicIsItself {
-		all = append(all,
-			jsonLibrary{"sonic ConfigStd", sonicEscaped, sonic.ConfigStd.Marshal, sonic.ConfigStd.Unmarshal},
-			jsonLibrary{"sonic default", sonicPlain, sonic.ConfigDefault.Marshal, sonic.ConfigDefault.Unmarshal})
-	}
+	all = append(all, sonicLibraries()...)
 	return append(all,
-		jsonLibrary{"goccy/go-json", throughWriter(func(w io.Writer) encoder { return goccy.NewEncoder(w) }), goccy.Marshal, goccy.Unmarshal},
+		jsonLibrary{"goccy/go-json", throughWriter(func(w io.Writer) jsonEncoder { return goccy.NewEncoder(w) }), goccy.Marshal, goccy.Unmarshal},
 		jsonLibrary{"segmentio/encoding", segmentioAppend, segmentio.Marshal, segmentio.Unmarshal})
 }
-
-// sonicIsItself is false for a Go version or machine for which sonic has no code
-// of its own. It would then call encoding/json, and its rows would be a lie.
-const sonicIsItself = sonic.APIKind == sonic.UseSonicJSON
 
 // absentees says who does not take part in this build, and why.
 func absentees() (text string) {
 	if len(jsonV2) == 0 {
 		text += "; encoding/json/v2 takes part from Go 1.27 on, this is " + runtime.Version()
 	}
-	if !sonicIsItself {
+	if len(sonicLibraries()) == 0 {
 		text += "; sonic has no code of its own for " + runtime.Version() + " on " + runtime.GOARCH + " and is left out"
 	}
 	return text
 }
 
-type encoder interface{ Encode(v any) error }
+type jsonEncoder interface{ Encode(v any) error }
 
 // throughWriter is for those that have no append: an Encoder on a bytes.Buffer,
 // both kept, which ends each document with a newline.
-func throughWriter(newEncoder func(io.Writer) encoder) func() func(any) ([]byte, error) {
+func throughWriter(newEncoder func(io.Writer) jsonEncoder) func() func(any) ([]byte, error) {
 	return func() func(any) ([]byte, error) {
 		var b bytes.Buffer
 		e := newEncoder(&b)
@@ -69,27 +59,6 @@ func throughWriter(newEncoder func(io.Writer) encoder) func() func(any) ([]byte,
 			err := e.Encode(v)
 			return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
 		}
-	}
-}
-
-func sonicPlain() func(any) ([]byte, error) {
-	b := make([]byte, 0, 1024)
-	return func(v any) ([]byte, error) {
-		b = b[:0]
-		err := sonicencoder.EncodeInto(&b, v, 0)
-		return b, err
-	}
-}
-
-// sonicEscaped is ConfigStd's encoding, in which escaping is a second pass.
-// EncodeInto with EscapeHTML would make a new buffer for it each time.
-func sonicEscaped() func(any) ([]byte, error) {
-	b, escaped := make([]byte, 0, 1024), make([]byte, 0, 1024)
-	return func(v any) ([]byte, error) {
-		b = b[:0]
-		err := sonicencoder.EncodeInto(&b, v, sonicencoder.SortMapKeys|sonicencoder.CompactMarshaler|sonicencoder.ValidateString)
-		escaped = sonicencoder.HTMLEscape(escaped[:0], b)
-		return escaped, err
 	}
 }
 
