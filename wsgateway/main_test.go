@@ -37,6 +37,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(clientsEnv) != "" {
 		os.Exit(clients()) // we are the other process of the load test
 	}
+	if addr := os.Getenv(backendEnv); addr != "" {
+		os.Exit(backend(addr)) // we are a server behind nginx
+	}
 	flag.Parse()
 	before := runtime.NumGoroutine()
 	code := m.Run()
