@@ -167,8 +167,12 @@ func startChromium(t *testing.T, origin string) *foreigner {
 	t.Cleanup(func() {
 		eventually(t, "the profile can be removed", func() bool { return os.RemoveAll(profile) == nil })
 	})
+	// The pipe ends with us, even if we are killed, and Chromium with the pipe.
 	args := []string{"--headless", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage", "--disable-extensions",
-		"--remote-debugging-port=0", "--user-data-dir=" + profile}
+		"--remote-debugging-pipe", "--user-data-dir=" + profile}
+	theirs, ours, err := os.Pipe()
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = ours.Close(); _ = theirs.Close() })
 	if os.Geteuid() == 0 { // it has no sandbox for root
 		args = append(args, "--no-sandbox")
 	}
@@ -180,7 +184,9 @@ func startChromium(t *testing.T, origin string) *foreigner {
 	var ws *websocket.Conn
 	f.order = func(line []byte) error { return ws.Write(ctx, websocket.MessageText, line) }
 	came := make(chan struct{})
-	f.run(t, exec.Command(path, append(args, page)...), func() (e event, err error) {
+	cmd := exec.Command(path, append(args, page)...)
+	cmd.ExtraFiles = []*os.File{theirs, os.Stderr} // 3, which it reads, and 4, which it does not write to
+	f.run(t, cmd, func() (e event, err error) {
 		<-came
 		if ws == nil {
 			return e, errors.New("Chromium does not show the page")
@@ -271,6 +277,7 @@ type foreignSocket struct {
 	f      *foreigner
 	id     int
 	events chan event
+	closed bool // the test has heard so
 }
 
 // connect has the foreigner open a WebSocket. It does not wait for that.
@@ -288,6 +295,11 @@ func (f *foreigner) connect(t testing.TB, url, user string, batches bool) *forei
 		protocols = append(protocols, batchProtocol)
 	}
 	f.tell(t, map[string]any{"id": s.id, "open": url, "protocols": protocols, "user": user})
+	t.Cleanup(func() {
+		if !s.closed && !t.Failed() {
+			s.close()
+		}
+	})
 	return s
 }
 
@@ -298,6 +310,7 @@ func (s *foreignSocket) event() event {
 		if !ok {
 			s.t.Fatal(s.f.gone)
 		}
+		s.closed = s.closed || e.Event == "close"
 		return e
 	case <-time.After(patience):
 		s.t.Fatalf("waited in vain for an event of %s", s.f.name)

@@ -6,7 +6,7 @@ export function obey(connect, tell) {
   const sockets = new Map()
   return ({ id, open, say, close, ...order }) => {
     if (say !== undefined) return sockets.get(id).send(say)
-    if (close) return sockets.get(id).close(close)
+    if (close) return sockets.get(id)?.close(close) // it may have been closed just now
     const socket = connect(open, order)
     sockets.set(id, socket)
     const closed = (code, text) => sockets.delete(id) && tell({ id, event: 'close', code, text })

@@ -45,8 +45,10 @@ async def main():
             task = connect(sockets, **order)
         elif "say" in order:
             task = sockets[order["id"]].send(order["say"])
-        else:
+        elif order["id"] in sockets:
             task = sockets[order["id"]].close(order["close"])
+        else:  # it was closed just now
+            continue
         tasks.add(asyncio.ensure_future(task))  # only a weak reference is kept by asyncio
 
 
