@@ -296,8 +296,11 @@ func (f *foreigner) connect(t testing.TB, url, user string, batches bool) *forei
 	}
 	f.tell(t, map[string]any{"id": s.id, "open": url, "protocols": protocols, "user": user})
 	t.Cleanup(func() {
-		if !s.closed && !t.Failed() {
-			s.close()
+		if s.closed {
+			return
+		}
+		if s.leave(); !t.Failed() {
+			s.goodbye()
 		}
 	})
 	return s
@@ -334,8 +337,13 @@ func (s *foreignSocket) say(text string) {
 // close closes the WebSocket as a client that leaves does.
 func (s *foreignSocket) close() {
 	s.t.Helper()
-	s.f.tell(s.t, map[string]any{"id": s.id, "close": 1000})
+	s.leave()
 	s.goodbye()
+}
+
+func (s *foreignSocket) leave() {
+	s.t.Helper()
+	s.f.tell(s.t, map[string]any{"id": s.id, "close": 1000})
 }
 
 // goodbye reads until the WebSocket is closed, and returns its code and reason.

@@ -282,6 +282,9 @@ func (p *process) stop() error {
 }
 
 func TestRollingRestart(t *testing.T) {
+	if testing.Short() {
+		t.Skip("skipped because of -short")
+	}
 	const clients, reconnects = 250, 500
 	addr := ownAddress(t)
 	addrs := [2]string{ownAddress(t), ownAddress(t)}
