@@ -36,12 +36,25 @@ func TestForeignClients(t *testing.T) {
 			{"without Refresh authenticate is an error", foreignNoRefresh},
 			{"a client is told before its credentials expire, and closed with 4401 when they do", foreignExpiry},
 			{"a ticket lets in once", foreignTicket},
+			{"a client that was frozen for too long goes on where it was", foreignFrozen},
 			{"a slow client of batches gets everything with its cursor", foreignSlow},
 			{"a slow client without subprotocol is closed with 4000 rather than have a hole", foreignHole},
 		} {
 			t.Run(scenario.name, func(t *testing.T) { scenario.run(t, f) })
 		}
 		t.Run("a refusal can be read", func(t *testing.T) { foreignRefusals(t, f, status) })
+		if f.name == chromium { // programs have no origin
+			t.Run("a page of another origin is refused before it is asked who it is", func(t *testing.T) {
+				s := serve(t, notification.GatewayConfig{}, Config{Authenticate: func(*http.Request) (Identity, error) {
+					t.Error("it is asked")
+					return Identity{}, nil
+				}})
+				for _, batches := range []bool{true, false} {
+					code, _ := f.connect(t, s.url(""), "alice", batches).goodbye()
+					require.Equal(t, 1006, code)
+				}
+			})
+		}
 		for _, end := range foreignEnds {
 			t.Run(fmt.Sprint(end.code, " ", end.name), func(t *testing.T) {
 				s := serveForeigners(t, end.gateway, Config{})
@@ -150,6 +163,7 @@ func foreignResume(t *testing.T, f *foreigner) {
 
 	away := publish()
 	all = append(all, away...)
+	s.routed()
 	c = f.connect(t, s.url("cursor="+seen.cursor), "alice", true).opened()
 	all = append(all, publish()...) // while the replay goes on, or after it
 	again := c.hear()
@@ -238,6 +252,7 @@ func foreignChannels(t *testing.T, f *foreigner) {
 	}
 
 	trade2, _ := one()
+	s.routed()
 	c = f.connect(t, s.url("channels=trade&cursor="+welcome.Cursor), "alice", true).opened()
 	again := c.hear()
 	require.True(t, *again.Resumed)
@@ -249,19 +264,10 @@ func foreignChannels(t *testing.T, f *foreigner) {
 	c = f.connect(t, s.url("channels="), "alice", true)
 	require.Contains(t, c.begin().text, `"channels":[]`)
 	one()
-	eventually(t, "all was filtered", func() bool { return received(s) == s.serial }) // a new filter counts for what is still to come
+	s.routed() // a new filter holds for what is still to come
 	require.Equal(t, `{"action":"ok","id":1,"channels":["risk"]}`, c.answer(`{"action":"subscribe","channels":["risk"],"id":1}`).text)
 	_, risk = one()
 	require.Equal(t, []string{risk}, c.until(risk).ids)
-}
-
-// received is how many notifications the Gateway has offered to its sessions, but
-// for the last, which it may be about to.
-func received(s *server) (n int) {
-	for _, lane := range s.gateway.Stats().Lanes {
-		n += int(lane.Received)
-	}
-	return n
 }
 
 func foreignCommands(t *testing.T, f *foreigner) {
@@ -316,12 +322,12 @@ func foreignHeartbeat(t *testing.T, f *foreigner) {
 		s.publish("alice", notification.OrderFilled{})
 	}
 	session := s.session("alice")
-	eventually(t, "all was filtered", func() bool { return received(s) == s.serial && session.Cursor().String() != welcome.Cursor })
-	cursor := ""
-	for cursor == "" || cursor != session.Cursor().String() {
-		m := c.frame()
+	s.routed()
+	cursor := session.Cursor().String()
+	require.NotEqual(t, welcome.Cursor, cursor)
+	for m := welcome; m.Cursor != cursor; {
+		m = c.frame()
 		require.Equal(t, `{"action":"heartbeat","cursor":"`+m.Cursor+`"}`, m.text)
-		cursor = m.Cursor
 	}
 	c.close()
 	s.noSessions()
@@ -413,6 +419,21 @@ func foreignTicket(t *testing.T, f *foreigner) {
 	require.Equal(t, []string{n.ID}, c.until(n.ID).ids)
 	code, _ := f.connect(t, s.url("ticket="+ticket), "", true).goodbye()
 	require.Equal(t, 4401, code)
+}
+
+func foreignFrozen(t *testing.T, f *foreigner) {
+	s := serveForeigners(t, notification.GatewayConfig{}, Config{PingInterval: 100 * time.Millisecond, PongTimeout: 2 * time.Second})
+	c := f.connect(t, s.url(""), "alice", true)
+	cursor := c.begin().Cursor
+	f.freeze(t)
+	s.noSessions()
+	n := s.publish("alice", notification.RiskAlert{})
+	f.thaw(t)
+	code, _ := c.goodbye()
+	require.Contains(t, []int{4001, 1006}, code) // it may have been waited for in vain to answer the close
+	c = f.connect(t, s.url("cursor="+cursor), "alice", true).opened()
+	require.True(t, *c.hear().Resumed)
+	require.Equal(t, []string{n.ID}, c.until(n.ID).ids)
 }
 
 // flood publishes until it is enough, and more than the kernel holds for a client

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -495,6 +496,26 @@ func serveForeigners(t testing.TB, g notification.GatewayConfig, cfg Config) *se
 	}
 	cfg.OriginPatterns = []string{"127.0.0.1:*"}
 	return serveOn(t, smallBuffers{listen(t)}, g, cfg)
+}
+
+// routed waits until the Gateway has dealt with all that was published. Within a
+// lane nothing overtakes, so it does when each lane has brought one more.
+func (s *server) routed() {
+	s.t.Helper()
+	const witness = "witness"
+	var got atomic.Int64
+	session, err := s.gateway.RegisterSession(notification.SessionConfig{ID: witness, UserID: witness,
+		Sink: notification.SinkFunc(func(_ context.Context, batch []*notification.Message) error {
+			got.Add(int64(len(batch)))
+			return nil
+		})})
+	require.NoError(s.t, err)
+	for _, p := range []notification.Payload{notification.RiskAlert{}, notification.OrderFilled{}, notification.AccountUpdate{}, notification.SystemNotice{}} {
+		s.publish(witness, p)
+	}
+	eventually(s.t, "all lanes have brought one more", func() bool { return got.Load() == notification.NumPriorities })
+	require.NoError(s.t, session.Close())
+	<-session.Done()
 }
 
 // url is the server's address with a query.
