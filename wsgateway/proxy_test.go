@@ -112,14 +112,15 @@ func ownAddress(t *testing.T) string {
 	return ln.Addr().String()
 }
 
-// behind puts nginx before the server, whose address is nginx's from then on.
-func (s *server) behind(t *testing.T, replace ...string) {
+// behind puts nginx before the server and another, which may be the same. Its
+// address is nginx's from then on.
+func (s *server) behind(t *testing.T, other *server, replace ...string) {
 	t.Helper()
 	addr := ownAddress(t)
 	files, err := filepath.Abs("testdata/foreign")
 	require.NoError(t, err)
 	startNginx(t, addr, nginxConfig(t, append(replace,
-		listenHere, "listen "+addr+"; root "+files+";", firstThere, s.addr, secondThere, s.addr)...))
+		listenHere, "listen "+addr+"; root "+files+";", firstThere, s.addr, secondThere, other.addr)...))
 	s.addr = addr + "/notifications"
 }
 
@@ -129,7 +130,7 @@ func TestBehindNginx(t *testing.T) {
 			t.Run(kind.name, func(t *testing.T) {
 				// No origin is allowed but the same.
 				s := serve(t, notification.GatewayConfig{HistoryMessages: 1024}, Config{Authenticate: foreignIdentity})
-				s.behind(t)
+				s.behind(t, s)
 				start := kind.start
 				if kind.name == chromium { // its page comes from nginx too
 					start = func(t *testing.T) *foreigner {
@@ -157,7 +158,7 @@ func TestBehindNginx(t *testing.T) {
 	})
 	t.Run("the same origin is let in, another one is not", func(t *testing.T) {
 		s := serve(t, notification.GatewayConfig{}, Config{})
-		s.behind(t)
+		s.behind(t, s)
 		for origin, want := range map[string]int{
 			"http://" + strings.TrimSuffix(s.addr, "/notifications"): http.StatusSwitchingProtocols,
 			"http://127.0.0.1":    http.StatusForbidden,
@@ -171,9 +172,19 @@ func TestBehindNginx(t *testing.T) {
 			require.Equal(t, want, resp.StatusCode, origin)
 		}
 	})
+	t.Run("a server that is full leaves clients to the other one", func(t *testing.T) {
+		s := serve(t, notification.GatewayConfig{}, Config{MaxConnections: 1})
+		other := serve(t, notification.GatewayConfig{}, Config{})
+		s.behind(t, other)
+		for i := range 6 {
+			s.dial(fmt.Sprint("user-", i), true, "")
+		}
+		require.Equal(t, 1, s.gateway.Stats().Sessions)
+		require.Equal(t, 5, other.gateway.Stats().Sessions)
+	})
 	t.Run("a quiet connection outlives proxy_read_timeout by its heartbeats", func(t *testing.T) {
 		s := serve(t, notification.GatewayConfig{}, Config{HeartbeatInterval: 100 * time.Millisecond, PingInterval: time.Hour})
-		s.behind(t, readTimeout, "proxy_read_timeout 3s;")
+		s.behind(t, s, readTimeout, "proxy_read_timeout 3s;")
 		quiet := s.dial("alice", true, "")
 		quiet.say(`{"action":"ping","id":"begun"}`)
 		for string(quiet.frame().ID) != `"begun"` {
