@@ -285,7 +285,7 @@ type foreignSocket struct {
 func (f *foreigner) connect(t testing.TB, url, user string, batches bool) *foreignSocket {
 	t.Helper()
 	// There is room for all that a test does not want to read.
-	s := &foreignSocket{t: t, f: f, events: make(chan event, 1<<14)}
+	s := &foreignSocket{t: t, f: f, events: make(chan event, 1<<12)}
 	f.mu.Lock()
 	f.last++
 	s.id = f.last

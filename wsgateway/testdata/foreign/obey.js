@@ -1,13 +1,14 @@
 // obey opens WebSockets as it is told, and tells what they see. An order is
 // {id, open, protocols, user}, {id, say} or {id, close}; what is told is {id,
 // event, text, code}, event being "open" with the subprotocol, "message" or
-// "close". connect makes a WebSocket of the kind under test from an order.
+// "close". connect makes a WebSocket of the kind under test from an order, or a
+// promise of one.
 export function obey(connect, tell) {
   const sockets = new Map()
-  return ({ id, open, say, close, ...order }) => {
+  return async ({ id, open, say, close, ...order }) => {
     if (say !== undefined) return sockets.get(id).send(say)
     if (close) return sockets.get(id)?.close(close) // it may have been closed just now
-    const socket = connect(open, order)
+    const socket = await connect(open, order)
     sockets.set(id, socket)
     const closed = (code, text) => sockets.delete(id) && tell({ id, event: 'close', code, text })
     socket.addEventListener('open', () => {
