@@ -181,7 +181,7 @@ func TestCommandIDs(t *testing.T) {
 				{`{"id": %s ,"action":"subscribe","channels":["trade"]}`, `{"action":"ok","id":%s,"channels":["trade","risk"]}`},
 				{`{"action":"unsubscribe","channels":["trade"],"id":%s}`, `{"action":"ok","id":%s,"channels":["risk"]}`},
 				{`{"action":"unsubscribe_all","id":%s}`, `{"action":"ok","id":%s,"channels":["trade","account","position","risk","system"]}`},
-				{`{"action":"get_subscriptions","id":%s}`, `{"action":"subscriptions_response","id":%s,"channels":["trade","account","position","risk","system"]}`},
+				{`{"action":"get_subscriptions","id":%s}`, `{"action":"ok","id":%s,"channels":["trade","account","position","risk","system"]}`},
 				{`{"action":"ping","id":%s}`, `{"action":"pong","id":%s}`},
 				{`{"action":"sudo","id":%s}`, `{"action":"error","id":%s,"code":"unknown_action",`},
 				{`{"action":"subscribe","id":%s}`, `{"action":"error","id":%s,"code":"no_channels",`},

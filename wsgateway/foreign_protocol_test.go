@@ -282,7 +282,7 @@ func foreignCommands(t *testing.T, f *foreigner) {
 		{`{"action":"ping"}`, `{"action":"pong"}`},
 		{`{"action":"subscribe","channels":["risk","trade"],"id":1.50}`, `{"action":"ok","id":1.50,"channels":["trade","risk"]}`},
 		{`{"action":"unsubscribe","channels":["trade"],"id":{"n":[1,"ü"]}}`, `{"action":"ok","id":{"n":[1,"ü"]},"channels":["risk"]}`},
-		{`{"action":"get_subscriptions","id":2}`, `{"action":"subscriptions_response","id":2,"channels":["risk"]}`},
+		{`{"action":"get_subscriptions","id":2}`, `{"action":"ok","id":2,"channels":["risk"]}`},
 		{`{"action":"get_subscriptions"}`, `{"action":"subscriptions_response","channels":["risk"]}`},
 		{`{"action":"unsubscribe","channels":["risk"],"id":3}`, `{"action":"ok","id":3,"channels":[]}`},
 		{`{"action":"unsubscribe_all","id":4}`, `{"action":"ok","id":4,"channels":["trade","account","position","risk","system"]}`},

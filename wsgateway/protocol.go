@@ -153,7 +153,9 @@ func (c *conn) execute(isText bool, text []byte) *answer {
 	case "unsubscribe_all":
 		s.SubscribeAll()
 	case "get_subscriptions":
-		return &answer{Action: "subscriptions_response", ID: cmd.ID, Channels: s.Subscriptions()}
+		if cmd.ID == nil {
+			return &answer{Action: "subscriptions_response", Channels: s.Subscriptions()}
+		}
 	case "ping":
 		return &answer{Action: "pong", ID: cmd.ID}
 	case "authenticate":
