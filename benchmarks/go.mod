@@ -11,7 +11,7 @@ require (
 	github.com/nats-io/nats-server/v2 v2.15.2
 	github.com/nats-io/nats.go v1.55.0
 	github.com/planetscale/vtprotobuf v0.6.1-0.20240319094008-0393e58bdf10
-	github.com/qaexchange/notification v0.0.0
+	github.com/qaexchange/notification v0.1.0
 	github.com/segmentio/encoding v0.5.4
 	github.com/tinylib/msgp v1.6.5
 	golang.org/x/sys v0.49.0

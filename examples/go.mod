@@ -7,9 +7,9 @@ require (
 	github.com/chromedp/chromedp v0.23.0
 	github.com/coder/websocket v1.8.15
 	github.com/prometheus/client_golang v1.25.0
-	github.com/qaexchange/notification v0.0.0
-	github.com/qaexchange/notification/promstats v0.0.0
-	github.com/qaexchange/notification/wsgateway v0.0.0
+	github.com/qaexchange/notification v0.1.0
+	github.com/qaexchange/notification/promstats v0.1.0
+	github.com/qaexchange/notification/wsgateway v0.1.0
 )
 
 require (

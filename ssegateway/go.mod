@@ -3,7 +3,7 @@ module github.com/qaexchange/notification/ssegateway
 go 1.26.0
 
 require (
-	github.com/qaexchange/notification v0.0.0
+	github.com/qaexchange/notification v0.1.0
 	github.com/stretchr/testify v1.12.1
 )
 
