@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -29,16 +28,7 @@ func pair(t testing.TB, bc BrokerConfig, gc GatewayConfig) (*Broker, *Gateway) {
 	require.NoError(t, b.RegisterGateway(g))
 	runBroker(t, b)
 	runGateway(t, g)
-	for !running(b.life) || !running(g.life) {
-		runtime.Gosched() // a test that ends at once must not overtake Run
-	}
 	return b, g
-}
-
-func running(l *lifecycle) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.started
 }
 
 // holdsNothing requires that a Gateway that has stopped holds nothing any more.

@@ -205,17 +205,26 @@ func start(ctx context.Context, r runner) <-chan error {
 
 // runBroker starts b and at the end of the test stops it, at once if the test
 // has not shut it down; its Run must return nil.
-func runBroker(t testing.TB, b *Broker) { run(t, b) }
+func runBroker(t testing.TB, b *Broker) { run(t, b, b.life) }
 
 // runGateway is runBroker for a Gateway.
-func runGateway(t testing.TB, g *Gateway) { run(t, g) }
+func runGateway(t testing.TB, g *Gateway) { run(t, g, g.life) }
 
-func run(t testing.TB, r runner) {
+func run(t testing.TB, r runner, l *lifecycle) {
 	done := start(context.Background(), r)
 	t.Cleanup(func() {
 		_ = r.Shutdown(canceled) // of a test that has shut it down itself: nothing
 		require.NoError(t, <-done, "Run")
 	})
+	for !begun(l) {
+		runtime.Gosched() // a test that ends at once must not overtake Run
+	}
+}
+
+func begun(l *lifecycle) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.started
 }
 
 // canceled is a ctx that has ended.
