@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 // goroutines returns how many there are, once they are at most want or have had
 // a while to end.
 func goroutines(want int) int {
-	give := time.Now().Add(5 * time.Second)
+	give := time.Now().Add(time.Minute)
 	for runtime.NumGoroutine() > want && time.Now().Before(give) {
 		<-time.After(time.Millisecond)
 	}
@@ -93,7 +93,7 @@ func finished(t testing.TB, what string, wg *sync.WaitGroup) {
 // long that takes is not asserted: the bound is for what never comes.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	for give := time.Now().Add(30 * time.Second); !holds(); {
+	for give := time.Now().Add(2 * time.Minute); !holds(); {
 		if time.Now().After(give) {
 			t.Fatalf("waited in vain: %s\n%s", what, stacks())
 		}

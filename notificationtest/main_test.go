@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	before := runtime.NumGoroutine()
 	code := m.Run()
-	for give := time.Now().Add(5 * time.Second); code == 0 && runtime.NumGoroutine() > before; {
+	for give := time.Now().Add(time.Minute); code == 0 && runtime.NumGoroutine() > before; {
 		if time.Now().After(give) {
 			stacks := make([]byte, 1<<20)
 			fmt.Fprintf(os.Stderr, "%d goroutines before the tests, more after:\n%s\n", before, stacks[:runtime.Stack(stacks, true)])

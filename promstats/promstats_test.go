@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 func settles(goroutines int) bool {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for give := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > goroutines; <-tick.C {
+	for give := time.Now().Add(time.Minute); runtime.NumGoroutine() > goroutines; <-tick.C {
 		if time.Now().After(give) {
 			return false
 		}

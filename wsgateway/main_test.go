@@ -55,7 +55,7 @@ func TestMain(m *testing.M) {
 // goroutines returns how many there are, once they are at most want or have had
 // a while to end.
 func goroutines(want int) int {
-	for give := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > want && time.Now().Before(give); {
+	for give := time.Now().Add(time.Minute); runtime.NumGoroutine() > want && time.Now().Before(give); {
 		<-time.After(time.Millisecond)
 	}
 	return runtime.NumGoroutine()
