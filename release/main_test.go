@@ -28,6 +28,7 @@ func scratch(t *testing.T) release {
 	r.write(t, "a/go.mod", "module example.org/x/a\n\ngo 1.26.0\n\nrequire example.org/x v0.1.0\n\nreplace example.org/x => ../\n")
 	r.write(t, "a/b/go.mod", "module example.org/x/a/b\n\ngo 1.26.0\n\nrequire (\n\texample.org/x v0.1.0\n\texample.org/x/a v0.1.0\n\texample.org/y v0.1.0\n)\n")
 	r.write(t, "examples/go.mod", "module example.org/x/examples\n\ngo 1.26.0\n\nrequire example.org/x/a v0.1.0\n")
+	r.write(t, "examples/more/go.mod", "module example.org/x/examples/more\n\ngo 1.26.0\n\nrequire example.org/x/a v0.1.0\n")
 	r.write(t, "CHANGELOG.md", "# Changelog\n\n## [Unreleased]\n\n### Fixed\n\n- It.\n\n## [0.1.0] - 2026-11-01\n\n- All.\n")
 	r.write(t, ".ci/run", "#!/bin/sh\necho green\n")
 	r.run(t, "init", "--quiet", "--initial-branch=main")

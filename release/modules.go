@@ -11,8 +11,9 @@ import (
 	"golang.org/x/mod/modfile"
 )
 
-// unreleased are the folders of the modules that serve this repository alone.
-// Every other module is released: a new one needs no line here.
+// unreleased are the folders of the modules that serve this repository alone, they
+// and those below them. Every other module is released: a new one needs no line
+// here.
 var unreleased = []string{"benchmarks", "examples", "modeltest", "release"}
 
 // A module is one go.mod of a checkout.
@@ -21,9 +22,13 @@ type module struct {
 	file *modfile.File
 }
 
-func (m module) path() string   { return m.file.Module.Mod.Path }
-func (m module) goMod() string  { return path.Join(m.dir, "go.mod") }
-func (m module) released() bool { return !slices.Contains(unreleased, m.dir) }
+func (m module) path() string  { return m.file.Module.Mod.Path }
+func (m module) goMod() string { return path.Join(m.dir, "go.mod") }
+
+func (m module) released() bool {
+	top, _, _ := strings.Cut(m.dir, "/")
+	return !slices.Contains(unreleased, top)
+}
 
 // tag is where the go command looks for a version of m: a module in a folder has
 // tags of its own, that begin with the folder.

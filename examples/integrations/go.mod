@@ -5,8 +5,8 @@ go 1.26.0
 require (
 	github.com/coder/websocket v1.8.15
 	github.com/go-chi/chi/v5 v5.5.0
-	github.com/qaexchange/notification v0.0.0
-	github.com/qaexchange/notification/wsgateway v0.0.0
+	github.com/qaexchange/notification v0.1.0
+	github.com/qaexchange/notification/wsgateway v0.1.0
 	go.opentelemetry.io/otel v1.47.0
 	go.opentelemetry.io/otel/sdk v1.47.0
 	go.opentelemetry.io/otel/trace v1.47.0
