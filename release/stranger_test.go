@@ -78,6 +78,15 @@ func TestDocumentation(t *testing.T) {
 			}
 		}
 	})
+	t.Run("the README of the root leads to that of each released module", func(t *testing.T) {
+		page, err := os.ReadFile(here.join("README.md"))
+		require.NoError(t, err)
+		for _, m := range ms {
+			if m.released() && m.dir != "." {
+				require.Regexp(t, `(?m)^\| .*\(`+m.dir+`/README\.md\).*\| yes \|$`, string(page), m.dir)
+			}
+		}
+	})
 	t.Run("the README of each released module tells how to get it", func(t *testing.T) {
 		for _, m := range ms {
 			if m.released() {
