@@ -148,7 +148,6 @@ type client struct {
 	r      *bufio.Reader
 	lastID string // as the browser keeps it
 	retry  string // the last
-	stop   context.CancelFunc
 }
 
 // An event is one as a page sees it.
