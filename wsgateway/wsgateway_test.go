@@ -726,7 +726,7 @@ func TestShutdown(t *testing.T) {
 			}
 		}
 		eventually(t, "sessions", func() bool { return s.gateway.Stats().Sessions == 20 })
-		ctx := within(5 * time.Second)
+		ctx := within(10 * time.Second)
 		require.NoError(t, s.handler.Shutdown(ctx))
 		require.NoError(t, ctx.Err())
 		s.noSessions()
