@@ -22,6 +22,7 @@ require (
 	github.com/prometheus/common v0.72.1 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
 	github.com/puzpuzpuz/xsync/v3 v3.5.1 // indirect
+	github.com/qaexchange/notification/ssegateway v0.1.0
 	golang.org/x/sys v0.49.0 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
 )
@@ -31,3 +32,5 @@ replace (
 	github.com/qaexchange/notification/promstats => ../promstats
 	github.com/qaexchange/notification/wsgateway => ../wsgateway
 )
+
+replace github.com/qaexchange/notification/ssegateway => ../ssegateway

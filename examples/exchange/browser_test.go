@@ -153,9 +153,11 @@ func market(t *testing.T, users int, rate float64) (x *exchange, web *server, st
 
 const liveFeed = `document.body.dataset.connection === "live" && document.querySelectorAll("#feed li[data-id]").length >= 3`
 
-func signIn(web *server, user string) step {
+func signIn(web *server, user string) step { return signInAt(web, "/?lang=en", user) }
+
+func signInAt(web *server, page, user string) step {
 	return chromedp.Steps(
-		chromedp.Navigate("http://"+web.addr+"/?lang=en"),
+		chromedp.Navigate("http://"+web.addr+page),
 		until(`!document.getElementById("sign-in").hidden`),
 		chromedp.Evaluate[chromedp.Void](fmt.Sprintf("document.getElementById('name').value = %q", user)),
 		click("#sign-in button"),
@@ -331,4 +333,37 @@ func shoot(t *testing.T, ctx context.Context, path string) {
 	if err := os.WriteFile(path, png, 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestPageOverEvents has the page use server-sent events in place of a WebSocket.
+func TestPageOverEvents(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a browser takes a while")
+	}
+	ctx := browse(t)
+	_, web, stop := market(t, 20, 400)
+	defer stop()
+	do := func(t *testing.T, steps ...step) {
+		t.Helper()
+		if err := chromedp.Do(ctx, steps...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Run("the feed comes over a stream, and no WebSocket is opened", func(t *testing.T) {
+		do(t, signInAt(web, "/?lang=en&events", "u00003"), until(liveFeed))
+		if streams, sockets := web.events.Stats().Connections, web.web.Stats().Accepted; streams != 1 || sockets != 0 {
+			t.Errorf("%d streams, %d WebSockets", streams, sockets)
+		}
+	})
+	t.Run("narrowing the channels opens another stream behind the last event", func(t *testing.T) {
+		do(t, click(`#channels input[value=trade]`), until(`!document.querySelector("#channels input").disabled && !document.querySelector("#channels input").checked`))
+		if accepted := web.events.Stats().Accepted; accepted != 2 {
+			t.Errorf("%d streams were opened", accepted)
+		}
+	})
+	t.Run("a cut stream resumes behind its cursor with nothing missing", func(t *testing.T) {
+		do(t, click("#cut"), until(`document.body.dataset.connection === "cut"`),
+			until(`document.getElementById("verdict").dataset.whole === "true"`))
+		t.Log(value[string](t, ctx, `document.getElementById("verdict").textContent`))
+	})
 }

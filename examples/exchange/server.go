@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/qaexchange/notification"
 	"github.com/qaexchange/notification/promstats"
+	"github.com/qaexchange/notification/ssegateway"
 	"github.com/qaexchange/notification/wsgateway"
 )
 
@@ -58,6 +59,7 @@ type server struct {
 	x      *exchange
 	keys   *signer
 	web    *wsgateway.Handler
+	events *ssegateway.Handler
 	http   *http.Server
 	addr   string
 	served chan error // what Serve returned
@@ -96,6 +98,10 @@ func newServer(x *exchange, addr string, log *slog.Logger) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.events, err = ssegateway.New(x.gateway, ssegateway.Config{Authenticate: s.authenticate, MaxConnections: maxConnections, Logger: log})
+	if err != nil {
+		return nil, err
+	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, err
@@ -123,6 +129,7 @@ func (s *server) handler() http.Handler {
 	registry.MustRegister(
 		promstats.NewCollector(s.x.broker, s.x.gateway),
 		promstats.NewTransportCollector("websocket", s.web),
+		promstats.NewTransportCollector("sse", s.events),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -130,6 +137,7 @@ func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /", http.FileServerFS(files))
 	mux.Handle("GET /ws", s.web)
+	mux.Handle("GET /events", s.events)
 	mux.HandleFunc("GET /api/session", s.user(s.whoAmI))
 	mux.HandleFunc("POST /api/session", s.signIn)
 	mux.HandleFunc("DELETE /api/session", s.signOut)
@@ -174,7 +182,7 @@ func local(next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// authenticate tells the WebSocket gateway whose connection a request makes.
+// authenticate tells both gateways whose connection a request makes.
 // The connection ends when the token does.
 func (s *server) authenticate(r *http.Request) (wsgateway.Identity, error) {
 	user, expires, err := s.identify(r)
@@ -368,7 +376,9 @@ func (s *server) drain() {
 func (s *server) hangUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, hangUpTime)
 	defer cancel()
-	return s.web.Shutdown(ctx)
+	events := make(chan error, 1)
+	go func() { events <- s.events.Shutdown(ctx) }()
+	return errors.Join(s.web.Shutdown(ctx), <-events)
 }
 
 // close shows the final table to whoever is looking, and ends the server.

@@ -1,4 +1,5 @@
 import { Audit } from "./audit.js";
+import { EventSocket } from "./events.js";
 import { plot, nice } from "./plot.js";
 import { t, code, speak, number, clock, duration, describe } from "./text.js";
 
@@ -15,6 +16,7 @@ let subscribed = new Set(channelNames);
 
 // ---- The connection ----
 
+const overEvents = new URLSearchParams(location.search).has("events"); // in place of a WebSocket
 let socket = null;
 let cursor = null;        // behind the last batch that was taken in
 let away = null;          // {since, received, missing, twice}: a cut whose resume is being watched
@@ -32,14 +34,17 @@ function state(name, text) {
 function connect() {
   clearTimeout(timer);
   state("connecting", () => t.connecting);
-  const url = new URL("ws", location.href);
-  url.protocol = url.protocol.replace("http", "ws");
-  url.search = "";
-  url.searchParams.set("channels", [...subscribed]);
-  if (cursor) url.searchParams.set("cursor", cursor);
-  const s = socket = new WebSocket(url, ["notification.batch.v1"]);
+  const s = socket = overEvents ? new EventSocket(new URL("events", location.origin), subscribed, cursor) : webSocket();
   s.onmessage = (e) => { if (s === socket) frame(JSON.parse(e.data)); };
   s.onclose = (e) => { if (s === socket) closed(e.code); };
+}
+
+function webSocket() {
+  const url = new URL("ws", location.origin);
+  url.protocol = url.protocol.replace("http", "ws");
+  url.searchParams.set("channels", [...subscribed]);
+  if (cursor) url.searchParams.set("cursor", cursor);
+  return new WebSocket(url, ["notification.batch.v1"]);
 }
 
 function disconnect() {
