@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/qaexchange/notification"
 )
@@ -19,10 +20,6 @@ import (
 func record(t *testing.T, path string, ns ...*notification.Notification) {
 	t.Helper()
 	broker, c := open(t, path)
-	first := make(chan *notification.Message, 1)
-	if err := broker.SubscribeGlobal("first", first, notification.DropNewest); err != nil {
-		t.Fatal(err)
-	}
 	running := make(chan error, 1)
 	go func() { running <- broker.Run(context.Background()) }() // ends with Shutdown, and is waited for
 	for _, n := range ns {
@@ -30,9 +27,11 @@ func record(t *testing.T, path string, ns ...*notification.Notification) {
 			t.Fatal(err)
 		}
 	}
-	<-first // it runs: a Shutdown that comes before would discard
-	if err := broker.UnsubscribeGlobal("first"); err != nil {
-		t.Fatal(err)
+	for handed := uint64(0); handed == 0; { // it runs: a Shutdown that comes before would discard
+		<-time.After(time.Millisecond)
+		for _, r := range broker.Stats().Receivers {
+			handed += r.Handed
+		}
 	}
 	if err := errors.Join(broker.Shutdown(t.Context()), <-running, c.Close()); err != nil {
 		t.Fatal(err)
