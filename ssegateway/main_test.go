@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -31,19 +32,43 @@ import (
 const patience = 30 * time.Second
 
 func TestMain(m *testing.M) {
+	if os.Getenv(clientsEnv) != "" {
+		os.Exit(clients()) // we are the other process of the load test
+	}
+	if addr := os.Getenv(backendEnv); addr != "" {
+		os.Exit(backend(addr)) // we are a server behind nginx
+	}
 	flag.Parse()
 	before := runtime.NumGoroutine()
 	code := m.Run()
 	http.DefaultClient.CloseIdleConnections()
-	for give := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before && time.Now().Before(give); {
-		<-time.After(time.Millisecond)
-	}
-	if n := runtime.NumGoroutine(); code == 0 && n > before {
+	if n := goroutines(before); code == 0 && n > before {
 		fmt.Fprintf(os.Stderr, "%d goroutines before the tests, %d after:\n%s\n", before, n, stacks())
 		code = 1
 	}
 	os.Exit(code)
 }
+
+// goroutines returns how many there are, once they are at most want or have had
+// a while to end.
+func goroutines(want int) int {
+	for give := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > want && time.Now().Before(give); {
+		<-time.After(time.Millisecond)
+	}
+	return runtime.NumGoroutine()
+}
+
+// underRace tells whether the race detector is on, which makes everything ten
+// times slower.
+var underRace = func() bool {
+	info, _ := debug.ReadBuildInfo()
+	for _, s := range info.Settings {
+		if s.Key == "-race" {
+			return s.Value == "true"
+		}
+	}
+	return false
+}()
 
 func stacks() []byte {
 	buf := make([]byte, 1<<20)
@@ -89,9 +114,33 @@ func authenticate(r *http.Request) (Identity, error) {
 
 func serve(t testing.TB, g notification.GatewayConfig, cfg Config) *server {
 	t.Helper()
+	return serveOn(t, listen(t), g, cfg, nil)
+}
+
+func listen(t testing.TB) net.Listener {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
+	return ln
+}
+
+// smallBuffers makes the kernel hold little for a peer that does not read.
+type smallBuffers struct{ net.Listener }
+
+func (l smallBuffers) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		_ = c.(*net.TCPConn).SetWriteBuffer(4096)
+	}
+	return c, err
+}
+
+// serveOn is serve with an http.Server that the test adjusts, if adjust is not
+// nil.
+func serveOn(t testing.TB, ln net.Listener, g notification.GatewayConfig, cfg Config, adjust func(*http.Server)) *server {
+	t.Helper()
 	s := &server{t: t, addr: ln.Addr().String()}
+	var err error
 	s.broker, err = notification.NewBroker(notification.BrokerConfig{})
 	require.NoError(t, err)
 	s.gateway, err = notification.NewGateway("gateway", g)
@@ -103,22 +152,66 @@ func serve(t testing.TB, g notification.GatewayConfig, cfg Config) *server {
 	s.handler, err = New(s.gateway, cfg)
 	require.NoError(t, err)
 	notificationtest.Start(t, s.broker, s.gateway)
-	// Deadlines that would cut every stream, if they were the streams'.
+	s.listen(ln, adjust)
+	return s
+}
+
+// listen serves until the end of the test, and then ends whoever is connected.
+func (s *server) listen(ln net.Listener, adjust func(*http.Server)) {
 	s.http = &http.Server{
-		Handler: s.handler, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0),
-		ReadHeaderTimeout: time.Second, ReadTimeout: time.Second, WriteTimeout: time.Second,
+		Handler: s.handler, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0), ReadHeaderTimeout: patience,
+	}
+	if adjust != nil {
+		adjust(s.http)
 	}
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = s.http.Serve(ln) })
-	t.Cleanup(func() {
+	s.t.Cleanup(func() {
 		ended, cancel := context.WithCancel(context.Background()) // nobody is left, or need be
 		cancel()
 		_ = s.handler.Shutdown(ended)
 		_ = s.http.Close()
 		serving.Wait()
-		eventually(t, "no streams", func() bool { all, _ := s.handler.door.Inside(); return all == 0 })
+		s.noStreams()
 	})
-	return s
+}
+
+// taken returns how many streams and requests there are.
+func taken(s *server) int {
+	all, _ := s.handler.door.Inside()
+	return all
+}
+
+// noStreams waits until every place is free again.
+func (s *server) noStreams() {
+	s.t.Helper()
+	eventually(s.t, "no stream is counted", func() bool { return taken(s) == 0 })
+}
+
+// session waits for the user's only session.
+func (s *server) session(user string) *notification.Session {
+	s.t.Helper()
+	var found *notification.Session
+	eventually(s.t, "a session of "+user, func() bool {
+		for session := range s.gateway.UserSessions(user) {
+			found = session
+		}
+		return found != nil
+	})
+	return found
+}
+
+// routed waits until all that was published is with the Gateway.
+func (s *server) routed() {
+	s.t.Helper()
+	eventually(s.t, "all of it is with the Gateway", func() bool {
+		for p, lane := range s.broker.Stats().Lanes {
+			if s.gateway.Stats().Lanes[p].Received != lane.Published {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 func (s *server) publish(user string, p notification.Payload) *notification.Notification {
@@ -180,16 +273,30 @@ func (e event) frame(t testing.TB) (f frame) {
 // get asks for a stream. What the header and the query hold is up to the test.
 func (s *server) get(query string, header http.Header) *http.Response {
 	s.t.Helper()
+	resp, err := s.tryGet(http.DefaultClient, query, header)
+	require.NoError(s.t, err)
+	return resp
+}
+
+func (s *server) tryGet(c *http.Client, query string, header http.Header) (*http.Response, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	s.t.Cleanup(cancel)
 	req, err := http.NewRequestWithContext(ctx, "GET", "http://"+s.addr+"/?"+query, nil)
-	require.NoError(s.t, err)
+	if err != nil {
+		return nil, err
+	}
 	if header != nil {
 		req.Header = header
 	}
-	resp, err := http.DefaultClient.Do(req)
-	require.NoError(s.t, err)
-	return resp
+	return c.Do(req)
+}
+
+// status asks for what is refused, and returns the status.
+func (s *server) status(query string, header http.Header) int {
+	s.t.Helper()
+	resp := s.get(query, header)
+	_ = resp.Body.Close()
+	return resp.StatusCode
 }
 
 // open opens a stream that must succeed, behind lastID if there is one.
@@ -199,13 +306,79 @@ func (s *server) open(query, lastID string) *client {
 	if lastID != "" {
 		header.Set("Last-Event-ID", lastID)
 	}
-	resp := s.get(query, header)
+	return s.stream(s.get(query, header), lastID)
+}
+
+// stream reads the answer to a request, which must be a stream.
+func (s *server) stream(resp *http.Response, lastID string) *client {
+	s.t.Helper()
 	require.Equal(s.t, 200, resp.StatusCode)
 	require.Equal(s.t, "text/event-stream", resp.Header.Get("Content-Type"))
-	return &client{t: s.t, resp: resp, r: bufio.NewReader(resp.Body), lastID: lastID}
+	s.t.Cleanup(func() { _ = resp.Body.Close() })
+	return &client{t: s.t, resp: resp, r: bufio.NewReaderSize(resp.Body, 64<<10), lastID: lastID}
+}
+
+// begin is open with what comes before what is new: welcome, live, nothing else.
+func (s *server) begin(query string) *client {
+	s.t.Helper()
+	c := s.open(query, "")
+	c.want("welcome")
+	c.want("live")
+	return c
+}
+
+// rawOpen asks for a stream and reads nothing: that is up to the test.
+func (s *server) rawOpen(query string) net.Conn {
+	s.t.Helper()
+	nc, err := net.Dial("tcp", s.addr)
+	require.NoError(s.t, err)
+	s.t.Cleanup(func() { _ = nc.Close() })
+	require.NoError(s.t, nc.(*net.TCPConn).SetReadBuffer(4096))
+	require.NoError(s.t, nc.SetDeadline(time.Now().Add(patience)))
+	_, err = fmt.Fprintf(nc, "GET /?%s HTTP/1.1\r\nHost: %s\r\n\r\n", query, s.addr)
+	require.NoError(s.t, err)
+	return nc
+}
+
+// readRaw begins to read what rawOpen left.
+func (s *server) readRaw(nc net.Conn) *client {
+	s.t.Helper()
+	resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+	require.NoError(s.t, err)
+	return s.stream(resp, "")
 }
 
 func (c *client) close() { _ = c.resp.Body.Close() }
+
+// goodbye reads until the stream ends and returns what its close event had. The
+// code is 0 if there was none.
+func (c *client) goodbye() (f frame) {
+	c.t.Helper()
+	for {
+		e, ok := c.next()
+		if !ok {
+			return f
+		}
+		require.Zero(c.t, f.Code, "an event behind close: %v", e)
+		if e.Name == "close" {
+			f = e.frame(c.t)
+			require.NotZero(c.t, f.Code)
+		}
+	}
+}
+
+// hear is next for what must come, heartbeats apart, of which one may come at any
+// time.
+func (c *client) hear() event {
+	c.t.Helper()
+	for {
+		e, ok := c.next()
+		require.True(c.t, ok, "the stream ended")
+		if e.Name != "heartbeat" {
+			return e
+		}
+	}
+}
 
 // next returns the next event, false at the end of the stream.
 func (c *client) next() (e event, ok bool) {

@@ -166,17 +166,19 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// The server's deadlines are for requests that end: that of reading would
 	// end this one, by its context. And a stream without deadlines of its own
 	// would be anybody's to keep.
-	if err := s.control.SetReadDeadline(time.Time{}); errors.Is(err, http.ErrNotSupported) {
+	if err := s.control.SetReadDeadline(time.Time{}); errors.Is(err, http.ErrNotSupported) || !canFlush(w) {
 		h.counts.Refused(http.StatusNotImplemented)
-		h.log.Warn("stream refused: the ResponseWriter has no deadlines; what wraps it needs an Unwrap method")
+		h.log.Warn("stream refused: the ResponseWriter has no deadlines, or no Flush; what wraps it needs an Unwrap method")
 		http.Error(w, http.StatusText(http.StatusNotImplemented), http.StatusNotImplemented)
 		return
 	}
 	switch {
 	case r.ContentLength != 0 || len(r.TransferEncoding) > 0:
 		// net/http would wait for the body, for as long as the peer likes.
-		_ = s.control.SetReadDeadline(time.Unix(1, 0))
-		w.Header().Set("Connection", "close")
+		_ = s.control.SetReadDeadline(past)
+		if r.ProtoMajor == 1 { // with HTTP/2 it would end the connection of others
+			w.Header().Set("Connection", "close")
+		}
 		h.refuse(w, r, http.StatusBadRequest, "a stream has no body", nil)
 		return
 	case r.Method != http.MethodGet:
@@ -196,5 +198,19 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer h.door.Leave(s)
 	if h.admit(s, w, r) {
 		s.run(r)
+	}
+}
+
+// canFlush tells what http.ResponseController.Flush would, and sends nothing.
+func canFlush(w http.ResponseWriter) bool {
+	for {
+		switch t := w.(type) {
+		case http.Flusher, interface{ FlushError() error }:
+			return true
+		case interface{ Unwrap() http.ResponseWriter }:
+			w = t.Unwrap()
+		default:
+			return false
+		}
 	}
 }

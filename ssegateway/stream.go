@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/qaexchange/notification"
@@ -50,8 +49,6 @@ type stream struct {
 	ended  chan struct{} // closed when the stream is to end
 	reason ending        // immutable once ended is closed
 
-	writesBy atomic.Pointer[time.Time] // no write may take longer; nil: WriteTimeout
-
 	// owned by Push, of which there is one call at a time
 	watching bool
 	dropped  uint64 // of Session.Dropped, how many the client has been told of
@@ -61,6 +58,13 @@ type stream struct {
 	broken bool                // guarded by mu: nothing may be written any more
 	wire   notification.Cursor // guarded by mu: the last that was sent
 	sent   time.Time           // guarded by mu: when the last write began
+
+	// Deadlines are set by who ends the stream while another one writes; and only
+	// while one does: w is net/http's again once the request has returned, and the
+	// connection the next request's. Locked after mu.
+	limit   sync.Mutex
+	writing bool      // guarded by limit
+	by      time.Time // guarded by limit: no write may take longer; zero: WriteTimeout
 }
 
 func newStream(h *Handler, w http.ResponseWriter) *stream {
@@ -75,11 +79,12 @@ func (s *stream) User() string          { return s.user }
 func (s *stream) LastActive() time.Time { return s.session.LastActive() }
 
 // end makes the stream end as e says, unless it is ending already. It does not
-// wait.
+// wait, but a write that is under way has no more than grace.
 func (s *stream) end(e ending) {
 	s.once.Do(func() {
 		s.reason = e
 		close(s.ended)
+		s.hurry()
 	})
 }
 
@@ -147,11 +152,11 @@ func (s *stream) begin() {
 // finish ends the session and says goodbye. When it has returned nobody writes:
 // w is net/http's again.
 func (s *stream) finish() {
-	s.hurry()
 	_ = s.session.Close()
 	<-s.session.Done() // a Push that is under way takes no longer than grace
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.hurry() // anew: with many streams that end it may have taken a while
 	most := retryAfter
 	if s.reason.code == web.CodeGoingAway {
 		most = retryBusy
@@ -160,6 +165,8 @@ func (s *stream) finish() {
 		_ = s.write(appendEvent(appendRetry(nil, retry(most)), "close", "", marshal(closing{s.reason.code, s.reason.text})), 1)
 	}
 	s.broken = true
+	// net/http writes the end of the answer, for which it has no deadline.
+	_ = s.control.SetWriteDeadline(time.Now().Add(grace))
 	s.h.counts.Closed(s.reason.code)
 	s.h.log.Debug("stream ended", "user", s.user, "code", int(s.reason.code), "reason", s.reason.text)
 }
@@ -193,14 +200,12 @@ func (s *stream) write(events []byte, n int) error {
 	}
 	start := time.Now()
 	s.sent = start
-	_ = s.control.SetWriteDeadline(start.Add(s.h.cfg.WriteTimeout))
-	if by := s.writesBy.Load(); by != nil { // stored before the deadline that was overwritten just now
-		_ = s.control.SetWriteDeadline(*by)
-	}
+	s.beginWrite(start.Add(s.h.cfg.WriteTimeout))
 	_, err := s.w.Write(events)
 	if err == nil {
 		err = s.control.Flush()
 	}
+	s.endWrite()
 	took := time.Since(start)
 	if err != nil {
 		s.broken = true
@@ -209,29 +214,54 @@ func (s *stream) write(events []byte, n int) error {
 		}
 		return err
 	}
-	// With HTTP/2 a deadline that passes ends the stream, even if nothing is
-	// being written.
-	_ = s.control.SetWriteDeadline(time.Time{})
 	s.session.Touch()
 	s.h.counts.FramesOut.Add(uint64(n))
 	s.h.counts.Wrote(len(events), took)
 	return nil
 }
 
-// hurry leaves a write that is under way, and any other, no more than grace.
-func (s *stream) hurry() {
-	by := time.Now().Add(grace)
-	if s.writesBy.CompareAndSwap(nil, &by) {
-		_ = s.control.SetWriteDeadline(by)
+// beginWrite sets the deadline of a write.
+func (s *stream) beginWrite(by time.Time) {
+	s.limit.Lock()
+	defer s.limit.Unlock()
+	s.writing = true
+	if !s.by.IsZero() {
+		by = s.by
 	}
+	_ = s.control.SetWriteDeadline(by)
 }
+
+// endWrite takes it back: with HTTP/2 a deadline that passes ends the stream, even
+// if nothing is being written.
+func (s *stream) endWrite() {
+	s.limit.Lock()
+	defer s.limit.Unlock()
+	s.writing = false
+	_ = s.control.SetWriteDeadline(time.Time{})
+}
+
+// hurry leaves a write that is under way, and any other, no more than grace.
+func (s *stream) hurry() { s.writeBy(time.Now().Add(grace)) }
 
 // cut ends the stream without a word.
 func (s *stream) cut() {
 	s.end(lost)
-	past := time.Unix(1, 0)
-	s.writesBy.Store(&past)
-	_ = s.control.SetWriteDeadline(past)
+	s.writeBy(past)
+}
+
+// past is a deadline that has passed for good.
+var past = time.Unix(1, 0)
+
+func (s *stream) writeBy(by time.Time) {
+	s.limit.Lock()
+	defer s.limit.Unlock()
+	if s.by == past {
+		return
+	}
+	s.by = by
+	if s.writing {
+		_ = s.control.SetWriteDeadline(by)
+	}
 }
 
 // Push writes a batch.

@@ -1,0 +1,5 @@
+package ssegateway
+
+const backendEnv = "SSEGATEWAY_TEST_BACKEND"
+
+func backend(string) int { return 1 }
