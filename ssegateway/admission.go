@@ -123,14 +123,15 @@ func (h *Handler) originAllowed(r *http.Request) bool {
 		return site == "" || site == "same-origin" || site == "none"
 	}
 	u, err := url.Parse(origin)
-	if err != nil || u.Host == "" {
-		return false
-	}
-	return strings.EqualFold(u.Host, r.Host) || h.listed(u)
+	return err == nil && u.Host != "" && (strings.EqualFold(u.Host, r.Host) || h.listed(u))
 }
 
-// listed reports whether OriginPatterns has the origin.
+// listed reports whether OriginPatterns has the origin. An opaque one ("null") is
+// nobody's, and in no list.
 func (h *Handler) listed(origin *url.URL) bool {
+	if origin.Host == "" {
+		return false
+	}
 	for _, pattern := range h.cfg.OriginPatterns {
 		target := origin.Host
 		if strings.Contains(pattern, "://") {

@@ -201,17 +201,28 @@ func (s *server) session(user string) *notification.Session {
 	return found
 }
 
-// routed waits until all that was published is with the Gateway.
+// routed waits until the Gateway has dealt with all that was published. Within a
+// lane nothing overtakes, so it has when each lane has brought one more.
 func (s *server) routed() {
 	s.t.Helper()
-	eventually(s.t, "all of it is with the Gateway", func() bool {
-		for p, lane := range s.broker.Stats().Lanes {
-			if s.gateway.Stats().Lanes[p].Received != lane.Published {
-				return false
+	const witness = "witness"
+	got := make(chan struct{}, notification.NumPriorities)
+	session, err := s.gateway.RegisterSession(notification.SessionConfig{ID: witness, UserID: witness,
+		Sink: notification.SinkFunc(func(_ context.Context, batch []*notification.Message) error {
+			for range batch {
+				got <- struct{}{}
 			}
-		}
-		return true
-	})
+			return nil
+		})})
+	require.NoError(s.t, err)
+	for _, p := range []notification.Payload{notification.RiskAlert{}, notification.OrderFilled{}, notification.AccountUpdate{}, notification.SystemNotice{}} {
+		s.publish(witness, p)
+	}
+	for range notification.NumPriorities {
+		<-got
+	}
+	require.NoError(s.t, session.Close())
+	<-session.Done()
 }
 
 func (s *server) publish(user string, p notification.Payload) *notification.Notification {
@@ -333,7 +344,6 @@ func (s *server) rawOpen(query string) net.Conn {
 	nc, err := net.Dial("tcp", s.addr)
 	require.NoError(s.t, err)
 	s.t.Cleanup(func() { _ = nc.Close() })
-	require.NoError(s.t, nc.(*net.TCPConn).SetReadBuffer(4096))
 	require.NoError(s.t, nc.SetDeadline(time.Now().Add(patience)))
 	_, err = fmt.Fprintf(nc, "GET /?%s HTTP/1.1\r\nHost: %s\r\n\r\n", query, s.addr)
 	require.NoError(s.t, err)

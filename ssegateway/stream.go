@@ -110,10 +110,10 @@ func (s *stream) hello(resumed, gone bool) {
 // run streams until the end.
 func (s *stream) run(r *http.Request) {
 	s.h.counts.Accepted.Add(1)
-	s.begin()
-	if !s.h.door.Connected(s) {
+	if !s.h.door.Connected(s) { // before anything is written, for which Shutdown may have no time
 		s.end(ending{web.CodeGoingAway, "server going away"})
 	}
+	s.begin()
 	beat := time.NewTimer(s.h.cfg.HeartbeatInterval)
 	defer beat.Stop()
 	expired := make(<-chan time.Time)
