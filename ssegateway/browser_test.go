@@ -174,10 +174,12 @@ func TestChromium(t *testing.T) {
 		mux := http.NewServeMux()
 		mux.Handle("/", http.FileServer(http.Dir("testdata")))
 		mux.Handle("/events", &front)
+		mux.Handle("/events/", &front) // for clients of these tests
 		h.Handler, h.ConnState = mux, front.follow
 	})
 	front.current.Store(s.handler)
 	p := showPage(t, "http://"+s.addr)
+	s.addr += "/events"
 	listener := block(t, "js", "events.close()") // README's, which tells when to stop
 	missed := func(user string) *notification.Notification {
 		t.Helper()

@@ -50,6 +50,7 @@ func TestCloseCodes(t *testing.T) {
 		}, 1011},
 		{"4000 when it was slow", notification.GatewayConfig{}, func(t *testing.T, s *server) {
 			stream(s).Close(fmt.Errorf("wrapped: %w", notification.ErrSlowConsumer))
+			require.NoError(t, s.session("alice").Close()) // as the Gateway would have done before
 		}, 4000},
 		{"4001 when nothing could be written for too long", notification.GatewayConfig{SessionTimeout: 20 * time.Millisecond, SweepInterval: 10 * time.Millisecond},
 			func(*testing.T, *server) {}, 4001},
@@ -151,7 +152,7 @@ func TestAStuckPeer(t *testing.T) {
 			require.Equal(t, n.ID, lively.hear().frame(t).MessageID, "held up")
 		}
 		<-session.Done()
-		require.ErrorIs(t, session.Err(), notification.ErrSlowConsumer)
+		require.ErrorIs(t, session.Err(), notification.ErrSlowConsumer) // and not what the failed write made of the request
 		eventually(t, "its place is free", func() bool { return taken(s) == 1 })
 		require.EqualValues(t, 1, s.handler.Stats().Closed[web.CodeSlow])
 		require.Zero(t, s.gateway.Stats().Hung, "no pusher was left behind")
@@ -170,14 +171,7 @@ func TestAStuckPeer(t *testing.T) {
 		require.Zero(t, s.gateway.Stats().Hung)
 	})
 	t.Run("that a heartbeat is stuck at ends when it is to", func(t *testing.T) {
-		stuck := &stuckWriter{blocked: make(chan struct{}), hurried: make(chan struct{})}
-		s := serveOn(t, listen(t), notification.GatewayConfig{}, Config{WriteTimeout: time.Hour, HeartbeatInterval: 10 * time.Millisecond}, func(h *http.Server) {
-			inner := h.Handler
-			h.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				stuck.ResponseWriter = w
-				inner.ServeHTTP(stuck, r)
-			})
-		})
+		s, stuck := serveStuck(t, time.Minute)
 		s.begin("user=alice")
 		stuck.on.Store(true)
 		<-stuck.blocked
@@ -201,10 +195,11 @@ func TestAStuckPeer(t *testing.T) {
 	})
 }
 
-// A stuckWriter takes nothing once it is on, until it has a deadline that passes
-// before long.
+// A stuckWriter takes nothing once it is on, until it has a deadline that is less
+// than limit away.
 type stuckWriter struct {
 	http.ResponseWriter
+	limit            time.Duration
 	on               atomic.Bool
 	once             sync.Once
 	blocked, hurried chan struct{}
@@ -222,10 +217,22 @@ func (w *stuckWriter) Write(p []byte) (int, error) {
 }
 
 func (w *stuckWriter) SetWriteDeadline(at time.Time) error {
-	if w.on.Load() && !at.IsZero() && time.Until(at) < time.Minute {
+	if w.on.Load() && !at.IsZero() && time.Until(at) < w.limit {
 		w.once.Do(func() { close(w.hurried) })
 	}
 	return http.NewResponseController(w.ResponseWriter).SetWriteDeadline(at)
+}
+
+// serveStuck serves one stream, with heartbeats, through a stuckWriter.
+func serveStuck(t *testing.T, limit time.Duration) (*server, *stuckWriter) {
+	stuck := &stuckWriter{limit: limit, blocked: make(chan struct{}), hurried: make(chan struct{})}
+	return serveOn(t, listen(t), notification.GatewayConfig{}, Config{WriteTimeout: time.Hour, HeartbeatInterval: 10 * time.Millisecond}, func(h *http.Server) {
+		inner := h.Handler
+		h.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			stuck.ResponseWriter = w
+			inner.ServeHTTP(stuck, r)
+		})
+	}), stuck
 }
 
 // A recordingConn notes under which deadline it was written to last.
@@ -423,36 +430,21 @@ func TestShutdown(t *testing.T) {
 				s.publish(user, large)
 			}
 		}
-		require.NoError(t, s.handler.Shutdown(within(patience)))
+		require.NoError(t, s.handler.Shutdown(within(10*time.Second)))
 		require.Zero(t, taken(s))
 	})
 	t.Run("when its ctx ends it cuts the rest and says so", func(t *testing.T) {
-		// A session that ends takes its time here.
-		release := make(chan struct{})
-		gateway, err := notification.NewGateway("gateway", notification.GatewayConfig{})
-		require.NoError(t, err)
-		h, err := New(gateway, Config{Authenticate: authenticate}) // the Gateway does not run yet
-		require.NoError(t, err)
-		s := &server{t: t, handler: h, gateway: gateway}
-		ln := listen(t)
-		s.addr = ln.Addr().String()
-		var running sync.WaitGroup
-		running.Go(func() { <-release; _ = gateway.Run(context.Background()) })
-		s.listen(ln, nil)
-		t.Cleanup(func() {
-			close(release)
-			_ = gateway.Shutdown(context.Background())
-			running.Wait()
-		})
-		c := s.open("user=alice", "")
-		c.want("welcome")
+		s, stuck := serveStuck(t, 0)
+		s.begin("user=alice")
+		stuck.on.Store(true)
 		ctx, cancel := context.WithCancelCause(context.Background())
 		enough := errors.New("enough")
 		done := make(chan error, 1)
-		go func() { done <- h.Shutdown(ctx) }() // waited for below
-		eventually(t, "closing", h.door.Closing)
+		go func() { done <- s.handler.Shutdown(ctx) }() // waited for below
+		<-stuck.blocked                                 // at its goodbye
 		cancel(enough)
 		require.ErrorIs(t, <-done, enough)
+		s.noStreams()
 	})
 	t.Run("a request on its way meanwhile is told to come back", func(t *testing.T) {
 		asked, answer := make(chan struct{}), make(chan struct{})

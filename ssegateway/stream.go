@@ -22,8 +22,11 @@ type ending struct {
 	text string
 }
 
-// lost is the ending of which nobody can be told.
-var lost = ending{web.CodeAbnormal, "connection lost"}
+// The endings of which nobody can be told.
+var (
+	lost = ending{web.CodeAbnormal, "connection lost"}
+	slow = ending{web.CodeSlow, "slow consumer"}
+)
 
 var errEnded = errors.New("ssegateway: stream has ended")
 
@@ -127,7 +130,7 @@ func (s *stream) run(r *http.Request) {
 		case <-s.ended:
 			over = true
 		case <-r.Context().Done():
-			s.end(lost)
+			s.lose()
 		case <-expired:
 			s.end(ending{web.CodeCredentials, "credentials expired"})
 		case <-beat.C:
@@ -135,6 +138,15 @@ func (s *stream) run(r *http.Request) {
 		}
 	}
 	s.finish()
+}
+
+// lose ends a stream whose request was cancelled: the peer is gone, or a write has
+// failed, which cancels before it returns, and knows better why.
+func (s *stream) lose() {
+	s.hurry()
+	s.mu.Lock() // until that write has returned
+	defer s.mu.Unlock()
+	s.end(lost)
 }
 
 // begin sends what comes before the first batch.
@@ -152,7 +164,9 @@ func (s *stream) begin() {
 // finish ends the session and says goodbye. When it has returned nobody writes:
 // w is net/http's again.
 func (s *stream) finish() {
-	_ = s.session.Close()
+	if s.reason.code != web.CodeSlow { // the Gateway ends it, for what Push returns
+		_ = s.session.Close()
+	}
 	<-s.session.Done() // a Push that is under way takes no longer than grace
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -290,7 +304,9 @@ func (s *stream) Push(ctx context.Context, batch []*notification.Message) error 
 	switch {
 	case err == nil:
 		s.wire = cursor
-	case !errors.Is(err, notification.ErrSlowConsumer):
+	case errors.Is(err, notification.ErrSlowConsumer):
+		s.end(slow)
+	default:
 		s.end(lost)
 	}
 	return err
