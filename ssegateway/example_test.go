@@ -135,9 +135,10 @@ func (s *source) next() (name, data string) {
 		case "id":
 			s.lastID = value
 		case "":
-			if name != "live" { // what was missed comes before it, what is new behind it
+			if name != "live" {
 				return name, data
 			}
+			name = "" // what was missed came before it, what is new comes behind it
 		}
 	}
 	return "end", ""

@@ -39,25 +39,28 @@ func program(t testing.TB, names ...string) string {
 	return ""
 }
 
-// startNginx starts nginx before some servers, and returns its address. Each more
-// is for README's location of the streams.
-func startNginx(t *testing.T, servers []string, more ...string) (addr string) {
+// startNginx starts nginx before two servers, which may be the same, and returns
+// its address. Each more is for README's location of the streams.
+func startNginx(t *testing.T, first, second string, more ...string) (addr string) {
 	t.Helper()
 	nginx := program(t, "nginx", "/usr/sbin/nginx")
-	const pass = "proxy_pass http://exchange;"
-	config := block(t, "nginx", pass)
-	config = strings.Replace(config, pass, pass+strings.Join(more, " "), 1)
+	config := block(t, "nginx", "@later")
 	addr = ownAddress(t)
 	dir := t.TempDir()
-	var lines strings.Builder
+	var temps strings.Builder
 	for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
-		fmt.Fprintf(&lines, "%s_temp_path %s/%s;\n", kind, dir, kind)
+		fmt.Fprintf(&temps, "%s_temp_path %s/%s;\n", kind, dir, kind)
 	}
-	lines.WriteString("upstream exchange {\n")
-	for _, s := range servers {
-		fmt.Fprintf(&lines, "server %s;\n", s)
+	const pass = "proxy_pass http://exchange;"
+	for _, r := range [][2]string{
+		{"listen 8080;", "listen " + addr + ";"},
+		{"127.0.0.1:8081", first},
+		{"127.0.0.1:8082", second},
+		{pass, pass + strings.Join(more, " ")},
+	} {
+		require.Contains(t, config, r[0])
+		config = strings.Replace(config, r[0], r[1], 1)
 	}
-	fmt.Fprintf(&lines, "}\nserver {\nlisten %s;\n%s}\n", addr, config)
 	path := filepath.Join(dir, "nginx.conf")
 	require.NoError(t, os.WriteFile(path, []byte(`
 		daemon off;
@@ -67,7 +70,7 @@ func startNginx(t *testing.T, servers []string, more ...string) (addr string) {
 		events { worker_connections 4096; }
 		http {
 			access_log off;
-			`+lines.String()+`
+			`+temps.String()+config+`
 		}`), 0o600))
 	cmd := exec.Command(nginx, "-p", dir, "-c", path, "-e", "stderr")
 	var complaints strings.Builder
@@ -115,7 +118,7 @@ func TestBehindNginx(t *testing.T) {
 	for _, buffering := range []string{"on", "off"} {
 		t.Run("each event comes at once, and a stream goes on where it was, with proxy_buffering "+buffering, func(t *testing.T) {
 			s := serve(t, notification.GatewayConfig{HistoryMessages: 1024}, Config{HeartbeatInterval: time.Hour})
-			s.addr = startNginx(t, []string{s.addr}, "proxy_buffering "+buffering+";") + "/events"
+			s.addr = startNginx(t, s.addr, s.addr, "proxy_buffering "+buffering+";") + "/events"
 			c := s.begin("user=alice") // it would not come if it were held back
 			for range 3 {
 				n := s.publish("alice", notification.RiskAlert{})
@@ -136,7 +139,7 @@ func TestBehindNginx(t *testing.T) {
 	}
 	t.Run("the same origin is let in, another one is not", func(t *testing.T) {
 		s := serve(t, notification.GatewayConfig{}, Config{})
-		front := startNginx(t, []string{s.addr})
+		front := startNginx(t, s.addr, s.addr)
 		s.addr = front + "/events"
 		for origin, want := range map[string]int{"http://" + front: 200, "http://127.0.0.1": 403, "https://foe.example": 403} {
 			require.Equal(t, want, s.status("user=alice", http.Header{"Origin": {origin}}), origin)
@@ -145,7 +148,7 @@ func TestBehindNginx(t *testing.T) {
 	t.Run("a quiet stream outlives proxy_read_timeout by its heartbeats, and without them it is cut", func(t *testing.T) {
 		for _, interval := range []time.Duration{100 * time.Millisecond, time.Hour} {
 			s := serve(t, notification.GatewayConfig{}, Config{HeartbeatInterval: interval})
-			s.addr = startNginx(t, []string{s.addr}, "proxy_read_timeout 3s;") + "/events"
+			s.addr = startNginx(t, s.addr, s.addr, "proxy_read_timeout 3s;") + "/events"
 			c := s.begin("user=alice")
 			begun, ok := time.Now(), true
 			for ok && time.Since(begun) < 6*time.Second {
@@ -157,7 +160,7 @@ func TestBehindNginx(t *testing.T) {
 	t.Run("with no server up it tells to come back, until there is one", func(t *testing.T) {
 		s := &server{t: t, addr: ownAddress(t)}
 		there := s.addr
-		s.addr = startNginx(t, []string{s.addr}) + "/events"
+		s.addr = startNginx(t, s.addr, s.addr) + "/events"
 		for range 3 {
 			c := s.open("user=alice", "")
 			require.Equal(t, "no-store", c.resp.Header.Get("Cache-Control"))
@@ -270,7 +273,7 @@ func TestRollingRestart(t *testing.T) {
 	}
 	const clients, reconnects = 100, 300
 	addrs := [2]string{ownAddress(t), ownAddress(t)}
-	s := &server{t: t, addr: startNginx(t, addrs[:]) + "/events"}
+	s := &server{t: t, addr: startNginx(t, addrs[0], addrs[1]) + "/events"}
 	processes := [2]*process{startBackend(t, addrs[0]), startBackend(t, addrs[1])}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -346,8 +349,8 @@ func TestRollingRestart(t *testing.T) {
 		i := restarts % 2
 		require.NoError(t, processes[i].stop())
 		processes[i] = startBackend(t, addrs[i])
+		everybody()
 	}
-	everybody()
 	cancel()
 	visiting.Wait()
 	t.Logf("%d restarts, %d reconnects; %d were told by a close event, %d by nginx to come later", restarts, came.Load()-clients, sent.Load(), later.Load())
