@@ -112,6 +112,7 @@ func TestBodies(t *testing.T) {
 func TestOrigins(t *testing.T) {
 	s := serve(t, notification.GatewayConfig{}, Config{OriginPatterns: []string{"*.Friend.example", "https://only.example", "10.0.0.1:*"}})
 	everybody := serve(t, notification.GatewayConfig{}, Config{OriginPatterns: []string{"*"}})
+	foreign := uint64(0)
 	for _, test := range []struct {
 		name   string
 		s      *server
@@ -139,6 +140,9 @@ func TestOrigins(t *testing.T) {
 			resp := test.s.get("user=alice", test.header)
 			defer resp.Body.Close()
 			require.Equal(t, test.status, resp.StatusCode)
+			if test.status == 403 {
+				foreign++
+			}
 			require.Equal(t, []string{"Origin"}, resp.Header.Values("Vary"))
 			allowed, credentials := resp.Header.Get("Access-Control-Allow-Origin"), resp.Header.Get("Access-Control-Allow-Credentials")
 			if test.cors {
@@ -160,7 +164,7 @@ func TestOrigins(t *testing.T) {
 			require.Equal(t, "Origin", resp.Header.Get("Vary"))
 		}
 	})
-	require.EqualValues(t, 7, s.handler.Stats().Refused.Origin)
+	require.Equal(t, foreign, s.handler.Stats().Refused.Origin+everybody.handler.Stats().Refused.Origin)
 }
 
 func TestRefusals(t *testing.T) {
@@ -297,11 +301,10 @@ func (w noFlush) SetWriteDeadline(at time.Time) error {
 
 func TestBehindMiddleware(t *testing.T) {
 	behind := func(wrap func(http.ResponseWriter) http.ResponseWriter) *server {
-		s := serveOn(t, listen(t), notification.GatewayConfig{}, Config{}, func(h *http.Server) {
+		return serveOn(t, listen(t), notification.GatewayConfig{}, Config{}, func(h *http.Server) {
 			inner := h.Handler
 			h.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { inner.ServeHTTP(wrap(w), r) })
 		})
-		return s
 	}
 	t.Run("one with Unwrap is no obstacle", func(t *testing.T) {
 		behind(func(w http.ResponseWriter) http.ResponseWriter { return wrapped{w} }).begin("user=alice")

@@ -190,7 +190,12 @@ func TestAStuckPeer(t *testing.T) {
 				<-time.After(time.Millisecond)
 			}
 		}
-		require.Contains(t, []int{4000, 0}, s.readRaw(nc).goodbye().Code) // 0: this machine was too busy to read within grace
+		code := s.readRaw(nc).goodbye().Code
+		if code == 0 {
+			t.Log("this machine was too busy to read within ", grace)
+		} else {
+			require.Equal(t, 4000, code)
+		}
 		s.noStreams()
 	})
 }
@@ -305,7 +310,7 @@ func TestTheEnd(t *testing.T) {
 					ending.Go(old.cut)
 					ending.Go(old.hurry)
 					ending.Go(func() { old.Close(notification.ErrGap) })
-					ending.Go(func() { s.publish("alice", notification.RiskAlert{}) })
+					ending.Go(func() { _ = s.broker.Publish(notification.New("alice", notification.RiskAlert{}, "test")) })
 				}
 				if i%2 == 0 {
 					c.close()

@@ -340,6 +340,9 @@ func (c *loadClient) connect(user string) (err error) {
 	for line := []byte(nil); err == nil && !bytes.Equal(line, []byte("event: live\n")); {
 		line, err = c.r.ReadSlice('\n')
 	}
+	if err == nil {
+		_, err = c.r.ReadSlice('\n') // its data
+	}
 	return err
 }
 

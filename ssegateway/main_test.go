@@ -15,6 +15,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -94,7 +95,7 @@ type server struct {
 	handler *Handler
 	http    *http.Server
 	addr    string
-	serial  int
+	serial  atomic.Int64
 }
 
 // authenticate believes ?user=USER, and ?until=TIME.
@@ -227,9 +228,8 @@ func (s *server) routed() {
 
 func (s *server) publish(user string, p notification.Payload) *notification.Notification {
 	s.t.Helper()
-	s.serial++
 	n := notification.New(user, p, "test")
-	n.ID = fmt.Sprintf("n-%d", s.serial)
+	n.ID = fmt.Sprintf("n-%d", s.serial.Add(1))
 	require.NoError(s.t, s.broker.Publish(n))
 	return n
 }

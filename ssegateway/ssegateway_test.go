@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/web"
 )
 
 func TestNew(t *testing.T) {
@@ -274,6 +275,27 @@ func TestBatches(t *testing.T) {
 		require.NotContains(t, e.Data, "dropped")
 		publish(s, 5)
 		require.NotEqual(t, e.ID, c.want("").ID)
+	})
+	t.Run("events, bytes and writes are counted", func(t *testing.T) {
+		s := serve(t, batches(5), Config{HeartbeatInterval: time.Hour})
+		c := s.begin("user=alice")
+		publish(s, 5)
+		for range 5 {
+			c.want("")
+		}
+		// A write is counted when it has returned, which the client need not wait for.
+		eventually(t, "five events more than welcome and live", func() bool { return s.handler.Stats().FramesOut == 7 })
+		stats := s.handler.Stats()
+		require.Equal(t, 1, stats.Connections)
+		require.EqualValues(t, 1, stats.Accepted)
+		require.EqualValues(t, 3, stats.WriteLatency.Count())
+		require.Greater(t, stats.BytesOut, uint64(5*100))
+		require.Zero(t, stats.FramesIn)
+		c.close()
+		eventually(t, "who was accepted is closed", func() bool {
+			stats := s.handler.Stats()
+			return stats.Connections == 0 && stats.Closed[web.CodeAbnormal] == 1
+		})
 	})
 	t.Run("whatever else batch is gets 400", func(t *testing.T) {
 		s := serve(t, notification.GatewayConfig{}, Config{})
