@@ -181,22 +181,27 @@ func TestAStuckPeer(t *testing.T) {
 		require.Zero(t, taken(s))
 	})
 	t.Run("that reads again in time is told 4000, and then nothing more", func(t *testing.T) {
-		s := serveOn(t, smallBuffers{listen(t)}, notification.GatewayConfig{BatchSize: 1, OutboxMessages: 16}, Config{WriteTimeout: patience}, nil)
-		nc := s.rawOpen("user=slow")
-		s.session("slow")
-		for i := 0; s.gateway.Stats().Ended.Slow == 0; i++ {
-			s.publish("slow", large)
-			if i > 64 { // more than the kernel holds
-				<-time.After(time.Millisecond)
+		told := func() int {
+			s := serveOn(t, smallBuffers{listen(t)}, notification.GatewayConfig{BatchSize: 1, OutboxMessages: 16}, Config{WriteTimeout: patience}, nil)
+			nc := s.rawOpen("user=slow")
+			s.session("slow")
+			for i := 0; s.gateway.Stats().Ended.Slow == 0; i++ {
+				s.publish("slow", large)
+				if i > 64 { // more than the kernel holds
+					<-time.After(time.Millisecond)
+				}
+			}
+			code := s.readRaw(nc).goodbye().Code // which ends with the stream, so nothing follows
+			s.noStreams()
+			return code
+		}
+		code := 0
+		for range 10 { // a busy machine may read too late, and is told nothing
+			if code = told(); code != 0 {
+				break
 			}
 		}
-		code := s.readRaw(nc).goodbye().Code
-		if code == 0 {
-			t.Log("this machine was too busy to read within ", grace)
-		} else {
-			require.Equal(t, 4000, code)
-		}
-		s.noStreams()
+		require.Equal(t, 4000, code)
 	})
 }
 
