@@ -1,10 +1,12 @@
 package ssegateway
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -295,6 +297,42 @@ func TestChromium(t *testing.T) {
 		require.Equal(t, 0, p.want("error").State)
 		resumed(n)
 		p.close()
+	})
+}
+
+func TestChromiumOverHTTP2(t *testing.T) {
+	if testing.Short() {
+		t.Skip("skipped because of -short")
+	}
+	cert := httptest.NewTLSServer(nil)
+	cert.Close()
+	ln := tls.NewListener(listen(t), &tls.Config{Certificates: cert.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}})
+	var old atomic.Int32 // requests over HTTP/1
+	cfg := Config{HeartbeatInterval: time.Hour, Authenticate: func(r *http.Request) (Identity, error) {
+		if r.ProtoMajor < 2 {
+			old.Add(1)
+		}
+		return authenticate(r)
+	}}
+	s := serveOn(t, ln, notification.GatewayConfig{}, cfg, func(h *http.Server) {
+		mux := http.NewServeMux()
+		mux.Handle("/", http.FileServer(http.Dir("testdata")))
+		mux.Handle("/events", h.Handler)
+		h.Handler = mux
+	})
+	p := showPage(t, "https://"+s.addr, "--ignore-certificate-errors")
+	t.Run("a page may have more than the six streams of HTTP/1.1", func(t *testing.T) {
+		const streams = 8
+		for i := range streams {
+			p.open(fmt.Sprint("user=user-", i), "")
+			p.want("welcome")
+			p.want("live")
+		}
+		n := s.publish(notification.AllUsers, notification.MarketHalt{})
+		for range streams {
+			require.Equal(t, n.ID, messageID(t, p.want("message").Text))
+		}
+		require.Zero(t, old.Load())
 	})
 }
 

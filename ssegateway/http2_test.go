@@ -2,6 +2,7 @@ package ssegateway
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -145,6 +146,7 @@ func TestHTTP2(t *testing.T) {
 		for range 3 {
 			resp, err := hc.Post("http://"+s.addr, "text/plain", strings.NewReader("x"))
 			require.NoError(t, err)
+			_, _ = io.Copy(io.Discard, resp.Body) // or the client would reset the stream
 			_ = resp.Body.Close()
 			require.Equal(t, 400, resp.StatusCode)
 		}
