@@ -275,7 +275,7 @@ func TestChromium(t *testing.T) {
 		p.close()
 	})
 	t.Run("expired credentials end in 401, which is final", func(t *testing.T) {
-		until := time.Now().Add(3 * time.Second).UTC().Format(time.RFC3339Nano)
+		until := time.Now().Add(6 * time.Second).UTC().Format(time.RFC3339Nano)
 		p.open("user=grace&until="+until, listener)
 		p.want("welcome")
 		p.want("live")

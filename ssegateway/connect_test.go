@@ -332,7 +332,7 @@ func TestWhoComesBackGetsIn(t *testing.T) {
 	t.Run("to a full house: the stream of the same user that was not heard of for the longest gives way", func(t *testing.T) {
 		s := serveOn(t, smallBuffers{listen(t)}, notification.GatewayConfig{}, Config{MaxConnections: 3, HeartbeatInterval: time.Hour}, nil)
 		halfOpen := s.rawOpen("user=alice")
-		s.session("alice")
+		eventually(t, "its welcome and live are written", func() bool { return s.handler.Stats().FramesOut == 2 })
 		lively := s.begin("user=alice")
 		other := s.begin("user=bob")
 		eventually(t, "all are streams", func() bool { return s.handler.Stats().Connections == 3 })

@@ -52,7 +52,7 @@ func TestCloseCodes(t *testing.T) {
 			stream(s).Close(fmt.Errorf("wrapped: %w", notification.ErrSlowConsumer))
 			require.NoError(t, s.session("alice").Close()) // as the Gateway would have done before
 		}, 4000},
-		{"4001 when nothing could be written for too long", notification.GatewayConfig{SessionTimeout: 20 * time.Millisecond, SweepInterval: 10 * time.Millisecond},
+		{"4001 when nothing could be written for too long", notification.GatewayConfig{SessionTimeout: 2 * time.Second, SweepInterval: 100 * time.Millisecond},
 			func(*testing.T, *server) {}, 4001},
 		{"4100 when there may be a gap", notification.GatewayConfig{}, func(t *testing.T, s *server) { s.gateway.Gap() }, 4100},
 		{"4409 when a newer session takes its place", notification.GatewayConfig{MaxSessionsPerUser: 1}, func(t *testing.T, s *server) {
@@ -72,7 +72,7 @@ func TestCloseCodes(t *testing.T) {
 	}
 	t.Run("4401 when the credentials expire, however lively the stream is, and not before", func(t *testing.T) {
 		s := serve(t, notification.GatewayConfig{}, Config{HeartbeatInterval: time.Millisecond})
-		expires := time.Now().Add(time.Second)
+		expires := time.Now().Add(3 * time.Second)
 		c := s.open("user=alice&until="+expires.UTC().Format(time.RFC3339Nano), "")
 		require.Equal(t, 4401, c.goodbye().Code)
 		require.False(t, time.Now().Before(expires), "too early")
@@ -121,7 +121,7 @@ func TestRetry(t *testing.T) {
 		for i := range clients {
 			clients[i] = s.begin(fmt.Sprint("user=user-", i))
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), 6*time.Second)
 		defer cancel()
 		done := make(chan error, 1)
 		go func() { done <- s.handler.Shutdown(ctx) }() // waited for below
@@ -440,7 +440,7 @@ func TestShutdown(t *testing.T) {
 				s.publish(user, large)
 			}
 		}
-		require.NoError(t, s.handler.Shutdown(within(10*time.Second)))
+		require.NoError(t, s.handler.Shutdown(within(16*time.Second)))
 		require.Zero(t, taken(s))
 	})
 	t.Run("when its ctx ends it cuts the rest and says so", func(t *testing.T) {

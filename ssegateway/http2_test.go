@@ -93,7 +93,7 @@ func TestHTTP2(t *testing.T) {
 		require.EqualValues(t, 1, came.Load())
 	})
 	t.Run("the server's deadlines, and WriteTimeout, do not end a stream that is quiet", func(t *testing.T) {
-		const deadline = 200 * time.Millisecond
+		const deadline = 500 * time.Millisecond
 		s, open, _ := serveHTTP2(t, notification.GatewayConfig{}, Config{HeartbeatInterval: time.Hour, WriteTimeout: deadline}, deadline)
 		c := s.stream(open("user=alice"), "")
 		c.want("welcome")

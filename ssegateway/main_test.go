@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -355,6 +356,7 @@ func (s *server) readRaw(nc net.Conn) *client {
 	s.t.Helper()
 	resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
 	require.NoError(s.t, err)
+	resp.Body = io.NopCloser(resp.Body) // to close it is to read on; rawOpen has the connection closed
 	return s.stream(resp, "")
 }
 

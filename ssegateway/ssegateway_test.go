@@ -466,9 +466,9 @@ func TestDropped(t *testing.T) {
 				Config{WriteTimeout: patience}, nil)
 			nc := s.rawOpen("user=alice" + query)
 			session := s.session("alice")
-			sent := 64 // of half a megabyte each: more than the kernel holds
+			sent := 64 // more than the kernel holds, and not more than it can bring before long
 			for range sent {
-				s.publish("alice", large)
+				s.publish("alice", notification.OrderRejected{Reason: strings.Repeat("x", 128<<10)})
 			}
 			eventually(t, "drops", func() bool { return session.Dropped() >= 10 })
 			last := s.publish("alice", notification.OrderRejected{Reason: "last"})
@@ -498,12 +498,12 @@ func TestDropped(t *testing.T) {
 
 func TestTheServersDeadlines(t *testing.T) {
 	t.Run("those of reading, writing and idleness do not cut a stream", func(t *testing.T) {
-		const deadline = 100 * time.Millisecond
+		const deadline = 500 * time.Millisecond
 		s := serveOn(t, listen(t), notification.GatewayConfig{}, Config{HeartbeatInterval: 50 * time.Millisecond}, func(h *http.Server) {
 			h.ReadHeaderTimeout, h.ReadTimeout, h.WriteTimeout, h.IdleTimeout = deadline, deadline, deadline, deadline
 		})
 		c := s.open("user=alice", "")
-		for over := time.Now().Add(10 * deadline); time.Now().Before(over); {
+		for over := time.Now().Add(4 * deadline); time.Now().Before(over); {
 			_, ok := c.next()
 			require.True(t, ok)
 		}
@@ -515,19 +515,19 @@ func TestTheServersDeadlines(t *testing.T) {
 		require.Equal(t, n.ID, e.frame(t).MessageID)
 	})
 	t.Run("not even one without heartbeats", func(t *testing.T) {
-		const deadline = 100 * time.Millisecond
+		const deadline = 500 * time.Millisecond
 		s := serveOn(t, listen(t), notification.GatewayConfig{}, Config{HeartbeatInterval: time.Hour}, func(h *http.Server) {
 			h.ReadHeaderTimeout, h.ReadTimeout, h.WriteTimeout, h.IdleTimeout = deadline, deadline, deadline, deadline
 		})
 		c := s.begin("user=alice")
-		<-time.After(5 * deadline) // nothing is to happen
+		<-time.After(4 * deadline) // nothing is to happen
 		n := s.publish("alice", notification.RiskAlert{})
 		require.Equal(t, n.ID, c.want("").frame(t).MessageID)
 	})
 }
 
 func TestTouch(t *testing.T) {
-	g := notification.GatewayConfig{SessionTimeout: 500 * time.Millisecond, SweepInterval: 50 * time.Millisecond}
+	g := notification.GatewayConfig{SessionTimeout: 3 * time.Second, SweepInterval: 100 * time.Millisecond}
 	t.Run("a stream whose heartbeats are taken is heard of, a frozen one is not", func(t *testing.T) {
 		s := serveOn(t, smallBuffers{listen(t)}, g, Config{HeartbeatInterval: 20 * time.Millisecond, WriteTimeout: time.Hour}, nil)
 		lively := s.open("user=lively", "")
