@@ -330,12 +330,13 @@ func (s *server) stream(resp *http.Response, lastID string) *client {
 	return &client{t: s.t, resp: resp, r: bufio.NewReaderSize(resp.Body, 64<<10), lastID: lastID}
 }
 
-// begin is open with what comes before what is new: welcome, live, nothing else.
+// begin is open with what comes before what is new: welcome, live, nothing else
+// but heartbeats.
 func (s *server) begin(query string) *client {
 	s.t.Helper()
 	c := s.open(query, "")
 	c.want("welcome")
-	c.want("live")
+	require.Equal(s.t, "live", c.hear().Name)
 	return c
 }
 
