@@ -45,7 +45,7 @@ func (l countingListener) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// serveHTTP2 returns a function that opens streams, all over one connection.
+// serveHTTP2 returns a function that opens streams, all over one connection or two.
 func serveHTTP2(t *testing.T, g notification.GatewayConfig, cfg Config, deadline time.Duration) (s *server, open func(query string) *http.Response, came *atomic.Int32) {
 	came = new(atomic.Int32)
 	s = serveOn(t, countingListener{listen(t), came}, g, cfg, func(h *http.Server) {
@@ -72,7 +72,8 @@ func TestHTTP2(t *testing.T) {
 			all[i].want("welcome")
 			all[i].want("live")
 		}
-		require.EqualValues(t, 1, came.Load())
+		conns := came.Load()
+		require.LessOrEqual(t, conns, int32(2), "the client may dial a second one before it knows the first")
 		for i, c := range all {
 			own := s.publish(fmt.Sprint("user-", i), notification.RiskAlert{})
 			require.Equal(t, own.ID, c.want("").frame(t).MessageID)
@@ -90,7 +91,7 @@ func TestHTTP2(t *testing.T) {
 		require.Equal(t, missed.ID, c.want("").frame(t).MessageID)
 		require.NoError(t, s.gateway.UnregisterSession(s.session("user-1").ID()))
 		require.Equal(t, 1000, all[1].goodbye().Code)
-		require.EqualValues(t, 1, came.Load())
+		require.Equal(t, conns, came.Load())
 	})
 	t.Run("the server's deadlines, and WriteTimeout, do not end a stream that is quiet", func(t *testing.T) {
 		const deadline = 500 * time.Millisecond
@@ -110,6 +111,7 @@ func TestHTTP2(t *testing.T) {
 		lively := s.stream(open("user=lively"), "")
 		lively.want("welcome")
 		lively.want("live")
+		conns := came.Load()
 		for range 4 {
 			s.publish("stuck", large)
 			n := s.publish("lively", notification.RiskAlert{})
@@ -121,8 +123,10 @@ func TestHTTP2(t *testing.T) {
 		require.EqualValues(t, 1, s.handler.Stats().Closed[web.CodeSlow])
 		n := s.publish("lively", large)
 		require.Equal(t, n.ID, lively.want("").frame(t).MessageID)
-		require.EqualValues(t, 1, came.Load())
 		require.Zero(t, s.gateway.Stats().Hung)
+		another := open("user=another")
+		defer another.Body.Close()
+		require.Equal(t, conns, came.Load())
 	})
 	t.Run("one that is stuck and is to end leaves at once", func(t *testing.T) {
 		s, open, _ := serveHTTP2(t, notification.GatewayConfig{BatchSize: 1}, Config{HeartbeatInterval: time.Hour, WriteTimeout: time.Hour}, 0)
@@ -143,6 +147,10 @@ func TestHTTP2(t *testing.T) {
 		first, err := s.tryGet(hc, "user=alice", nil)
 		require.NoError(t, err)
 		defer first.Body.Close()
+		warm, err := s.tryGet(hc, "user=alice", nil)
+		require.NoError(t, err)
+		defer warm.Body.Close()
+		conns := came.Load() // 2 if the client dialed another one before it knew the first
 		for range 3 {
 			resp, err := hc.Post("http://"+s.addr, "text/plain", strings.NewReader("x"))
 			require.NoError(t, err)
@@ -153,6 +161,6 @@ func TestHTTP2(t *testing.T) {
 		second, err := s.tryGet(hc, "user=bob", nil)
 		require.NoError(t, err)
 		defer second.Body.Close()
-		require.EqualValues(t, 1, came.Load())
+		require.Equal(t, conns, came.Load())
 	})
 }
