@@ -3,7 +3,12 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
+	"math"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,8 +20,7 @@ func TestEverySystemDeliversEachMessageToItsUserOnce(t *testing.T) {
 	const users, messages = 50, 2_000
 	for _, c := range contenders {
 		t.Run(c.name, func(t *testing.T) {
-			h := &harness{users: userNames(users), sys: c.make(options{gateways: 2}), stalled: -1, window: 1_000}
-			h.room.L = &h.mu
+			h := newHarnessOf(c, job{Users: users, Gateways: 2, Window: 1_000})
 			var mu sync.Mutex
 			got := make(map[string]received)
 			err := h.sys.start(h.users, func(user int, data []byte) {
@@ -85,14 +89,172 @@ func parse(data []byte) (r received, err error) {
 	return r, json.Unmarshal(data, &r)
 }
 
-// The peers' document is the library's, byte by byte.
-func TestPeersSendTheLibrarysDocument(t *testing.T) {
+// The document is the library's, byte by byte, whoever makes it.
+func TestBothEncodersMakeTheLibrarysDocument(t *testing.T) {
 	h := &harness{users: userNames(3)}
 	for i := range 60 {
 		n := h.mixed(i, h.pick(i))
-		if want, got := n.AppendJSON(nil), encode(n); !bytes.Equal(want, got) {
-			t.Fatalf("AppendJSON %s\nencode     %s", want, got)
+		for _, e := range []marshaler{ownEncoder, standardEncoder} {
+			if want, got := n.AppendJSON(nil), e.encode(n); !bytes.Equal(want, got) {
+				t.Fatalf("AppendJSON %s\n%s %s", want, e.name, got)
+			}
 		}
+	}
+}
+
+// As both encoders make the same bytes, a row that encodes with the other one
+// would go unnoticed. They differ in a NaN: this library's writes null, and
+// encoding/json refuses it.
+func TestEachSystemEncodesWithWhatItsNameSays(t *testing.T) {
+	const messages = 100
+	odd := func(user string) *notification.Notification {
+		n := trade(user)
+		p := n.Payload.(notification.TradeExecuted)
+		p.Price = math.NaN()
+		n.Payload = p
+		return n
+	}
+	for _, c := range contenders {
+		t.Run(c.name, func(t *testing.T) {
+			standard := strings.HasSuffix(c.name, withStandard)
+			func() {
+				defer func() {
+					if refused := recover() != nil; refused != standard {
+						t.Errorf("its encoder refuses a NaN: %v", refused)
+					}
+				}()
+				c.encoder.encode(odd("user-0"))
+			}()
+
+			var calls, nulls atomic.Int64
+			encode := c.encoder.encode
+			c.encoder.encode = func(n *notification.Notification) []byte {
+				calls.Add(1)
+				return encode(n)
+			}
+			message := odd
+			if standard {
+				message = trade
+			}
+			h := newHarnessOf(c, job{Users: 10})
+			err := h.sys.start(h.users, func(user int, data []byte) {
+				if bytes.Contains(data, []byte(`"price":null`)) {
+					nulls.Add(1)
+				}
+				h.receive(user, data)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range messages {
+				h.enter()
+				h.publish(message(h.users[h.pick(i)]))
+			}
+			if missing := h.drain(); missing != 0 {
+				t.Errorf("%d messages are missing", missing)
+			}
+			h.sys.close()
+			wantCalls, wantNulls := int64(messages), int64(messages)
+			if c.name == libraryName {
+				wantCalls = 0 // Message.JSON
+			}
+			if standard {
+				wantNulls = 0
+			}
+			if calls.Load() != wantCalls || nulls.Load() != wantNulls {
+				t.Errorf("%d calls of the encoder of its row and %d nulls for %d messages", calls.Load(), nulls.Load(), messages)
+			}
+		})
+	}
+}
+
+func TestTheTablesBeginWithThoseThatHaveTheSameEncoder(t *testing.T) {
+	first := slices.IndexFunc(contenders, func(c contender) bool { return c.encoder.name == standardEncoder.name })
+	for i, c := range contenders {
+		if (c.encoder.name == standardEncoder.name) != (i >= first) {
+			t.Errorf("%s is row %d, the first with encoding/json is row %d", c.name, i, first)
+		}
+	}
+}
+
+func TestFlatTables(t *testing.T) {
+	var results []outcome
+	add := func(system string, publishers int, perSecond, cpu float64) {
+		results = append(results, outcome{job: job{Section: "flat", System: system, Publishers: publishers},
+			PerSecond: perSecond, CPU: cpu, Allocs: 3, AllocBytes: 600, PeakRSS: 40})
+	}
+	add(libraryName, 1, 3_000, 2.5)
+	add(libraryName, 2, 2_000, 3)
+	add(libraryName, 16, 1_500, 3)
+	add("map+channel", 1, 2_000, 3)
+	add("map+channel", 2, 4_000, 3.5)
+	add("hub", 1, 1_000, 4)
+	add("hub", 2, 1_000, 4)
+	add(floorName, 1, 9_000, 1)
+	add(floorName, 2, 9_000, 1)
+	add("hub"+withStandard, 1, 500, 5)
+	add("hub"+withStandard, 2, 800, 5)
+	add(floorName+withStandard, 1, 5_000, 2)
+	add(floorName+withStandard, 2, 5_000, 2)
+	for _, want := range []struct {
+		name string
+		make func([]outcome) (table, bool)
+		rows []string
+	}{
+		{"one and two publishers stand side by side, each beside the fastest peer with its encoder", flatTable, []string{
+			"notification|3,000|2,000|1.50|0.50|6.00|2.50|0",
+			"map+channel|2,000|4,000|1.00|1.00|4.00|5.00|0",
+			"hub|1,000|1,000|0.50|0.25|2.00|1.25|0",
+			"direct|9,000|9,000|4.50|2.25|18.00|11.25|0",
+			"hub (encoding/json)|500|800|1.00|1.00|1.00|1.00|0",
+			"direct (encoding/json)|5,000|5,000|10.00|6.25|10.00|6.25|0",
+		}},
+		{"CPU is told over the floor with the same encoder", flatCostTable, []string{
+			"notification|2.50|3.00|1.50|2.00|3.0|600|40",
+			"map+channel|3.00|3.50|2.00|2.50|3.0|600|40",
+			"hub|4.00|4.00|3.00|3.00|3.0|600|40",
+			"direct|1.00|1.00|–|–|3.0|600|40",
+			"hub (encoding/json)|5.00|5.00|3.00|3.00|3.0|600|40",
+			"direct (encoding/json)|2.00|2.00|–|–|3.0|600|40",
+		}},
+		{"throughput with many publishers is told over that with one", manyTable, []string{
+			"notification, msg/s|3,000|2,000|1,500", "notification, × 1|1.00|0.67|0.50", "notification, CPU µs/msg|2.50|3.00|3.00",
+			"map+channel, msg/s|2,000|4,000|–", "map+channel, × 1|1.00|2.00|–", "map+channel, CPU µs/msg|3.00|3.50|–",
+			"direct, msg/s|9,000|9,000|–", "direct, × 1|1.00|1.00|–", "direct, CPU µs/msg|1.00|1.00|–",
+		}},
+	} {
+		t.Run(want.name, func(t *testing.T) {
+			table, ok := want.make(results)
+			if !ok {
+				t.Fatal("there is no table")
+			}
+			for i, row := range table.rows {
+				if len(row) != len(table.head) {
+					t.Errorf("%d cells under %d heads: %q", len(row), len(table.head), row)
+				}
+				if got := strings.Join(row, "|"); i >= len(want.rows) || got != want.rows[i] {
+					t.Errorf("row %d is %s", i, got)
+				}
+			}
+			if len(table.rows) != len(want.rows) {
+				t.Errorf("%d rows of %d", len(table.rows), len(want.rows))
+			}
+		})
+	}
+}
+
+func TestSectionFlatHasManyPublishersForThoseThatScale(t *testing.T) {
+	i := slices.IndexFunc(sections, func(s section) bool { return s.name == "flat" })
+	got := make(map[string][]int)
+	for _, group := range sections[i].groups(0, []string{libraryName, "map+channel", "hub", floorName, "hub" + withStandard}) {
+		for _, j := range group {
+			got[j.System] = append(got[j.System], j.Publishers)
+		}
+	}
+	few, many := []int{1, 2}, []int{1, 2, 4, 8, 16}
+	want := map[string][]int{libraryName: many, "map+channel": many, "hub": few, floorName: many, "hub" + withStandard: few}
+	if !maps.EqualFunc(got, want, slices.Equal) {
+		t.Errorf("publishers: %v", got)
 	}
 }
 

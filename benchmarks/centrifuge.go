@@ -14,11 +14,12 @@ import (
 // is what its server-sent events and HTTP streaming are, subscribed by the
 // server to a personal channel.
 type centrifugeNode struct {
+	encode func(*notification.Notification) []byte
 	node   *centrifuge.Node
 	closes []centrifuge.ClientCloseFunc
 }
 
-func newCentrifuge(options) system { return &centrifugeNode{} }
+func newCentrifuge(opt options) system { return &centrifugeNode{encode: opt.encode} }
 
 func personal(user string) string { return "user:" + user }
 
@@ -51,7 +52,7 @@ func (c *centrifugeNode) start(users []string, sink sink) error {
 }
 
 func (c *centrifugeNode) publish(n *notification.Notification) error {
-	_, err := c.node.Publish(personal(n.UserID), encode(n))
+	_, err := c.node.Publish(personal(n.UserID), c.encode(n))
 	return err
 }
 

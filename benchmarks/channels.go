@@ -16,12 +16,13 @@ const sendBuffer = 256
 // because it is the quicker place: it runs on every core whoever publishes. A
 // full channel refuses, since waiting for one user would stop the others.
 type channels struct {
+	encode  func(*notification.Notification) []byte
 	mu      sync.RWMutex
 	users   map[string]chan *notification.Notification // guarded by mu
 	running sync.WaitGroup
 }
 
-func newChannels(options) system { return &channels{} }
+func newChannels(opt options) system { return &channels{encode: opt.encode} }
 
 func (c *channels) start(users []string, sink sink) error {
 	c.users = make(map[string]chan *notification.Notification, len(users))
@@ -30,7 +31,7 @@ func (c *channels) start(users []string, sink sink) error {
 		c.users[u] = ch
 		c.running.Go(func() { // ends when close closes ch
 			for n := range ch {
-				sink(i, encode(n))
+				sink(i, c.encode(n))
 			}
 		})
 	}

@@ -117,12 +117,18 @@ func newHarness(j job) (*harness, error) {
 	if err != nil {
 		return nil, err
 	}
+	h := newHarnessOf(c, j)
+	return h, h.sys.start(h.users, h.receive)
+}
+
+// newHarnessOf does not start the system yet.
+func newHarnessOf(c contender, j job) *harness {
 	h := &harness{
-		users: userNames(j.Users), sys: c.make(options{gateways: max(j.Gateways, 1)}),
+		users: userNames(j.Users), sys: c.make(options{gateways: max(j.Gateways, 1), encode: c.encoder.encode}),
 		stalled: -1, release: make(chan struct{}), window: int64(max(j.Window, 4*wakeEvery)),
 	}
 	h.room.L = &h.mu
-	return h, h.sys.start(h.users, h.receive)
+	return h
 }
 
 // receive is every system's receiver.

@@ -12,13 +12,14 @@ import (
 // is thrown out. The examples broadcast; here the message names one client. The
 // hub's own channel is buffered, in the examples it is not: that is quicker.
 type hub struct {
+	encode  func(*notification.Notification) []byte
 	inbox   chan *notification.Notification
 	clients map[string]chan *notification.Notification // owned by run
 	dropped atomic.Int64
 	running sync.WaitGroup
 }
 
-func newHub(options) system { return &hub{} }
+func newHub(opt options) system { return &hub{encode: opt.encode} }
 
 func (h *hub) start(users []string, sink sink) error {
 	h.inbox = make(chan *notification.Notification, 1024)
@@ -28,7 +29,7 @@ func (h *hub) start(users []string, sink sink) error {
 		h.clients[u] = send
 		h.running.Go(func() { // the write pump; ends when run closes send
 			for n := range send {
-				sink(i, encode(n))
+				sink(i, h.encode(n))
 			}
 		})
 	}

@@ -111,11 +111,15 @@ func each(systems []string, make func(system string) []job) (groups [][]job) {
 
 var sections = []section{
 	{"flat", true, func(_ int, systems []string) [][]job {
-		return each(systems, func(string) []job {
-			return []job{
-				{Users: *users, Publishers: 1, Seconds: 1.2, Window: *window},
-				{Users: *users, Publishers: 2, Seconds: 1.2, Window: *window},
+		return each(systems, func(system string) (jobs []job) {
+			publishers := flatPublishers
+			if slices.Contains(scaling, system) {
+				publishers = slices.Concat(publishers, manyPublishers)
 			}
+			for _, p := range publishers {
+				jobs = append(jobs, job{Users: *users, Publishers: p, Seconds: 1.2, Window: *window})
+			}
+			return jobs
 		})
 	}},
 	{"paced", true, func(_ int, systems []string) [][]job {
@@ -134,7 +138,8 @@ var sections = []section{
 		var idle []job
 		var many [][]job
 		for _, s := range systems {
-			if s != floorName { // it has nothing that could idle
+			// The floor has nothing that could idle, and no encoder works here.
+			if s != floorName && encoderOf(s) == ownEncoder.name {
 				idle = append(idle, job{System: s, Users: *users, Seconds: 20})
 				if !*quick {
 					many = append(many, []job{{Section: "memory", System: s, Users: 10 * *users}})
@@ -167,6 +172,14 @@ var sections = []section{
 	}},
 }
 
+// Section flat measures every system with flatPublishers, and those in scaling
+// with manyPublishers, too.
+var (
+	flatPublishers = []int{1, 2}
+	manyPublishers = []int{4, 8, 16}
+	scaling        = []string{libraryName, "map+channel", floorName}
+)
+
 // growing is what section growth varies, one at a time.
 var growing = []struct {
 	name   string
@@ -175,7 +188,6 @@ var growing = []struct {
 }{
 	{"users", []int{100, 1_000, 10_000, 100_000}, func(j *job) *int { return &j.Users }},
 	{"gateways", []int{1, 2, 4, 8}, func(j *job) *int { return &j.Gateways }},
-	{"publishers", []int{1, 2, 4, 8}, func(j *job) *int { return &j.Publishers }},
 	{"GOMAXPROCS", []int{1, 2}, func(j *job) *int { return &j.Procs }},
 }
 

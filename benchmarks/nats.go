@@ -16,11 +16,12 @@ import (
 // front end over NATS does; a connection per user would cost it a client of the
 // server each.
 type natsCore struct {
+	encode   func(*notification.Notification) []byte
 	server   *server.Server
 	pub, sub *nats.Conn
 }
 
-func newNATS(options) system { return &natsCore{} }
+func newNATS(opt options) system { return &natsCore{encode: opt.encode} }
 
 func subject(user string) string { return "notify." + user }
 
@@ -49,7 +50,7 @@ func (c *natsCore) start(users []string, sink sink) error {
 }
 
 func (c *natsCore) publish(n *notification.Notification) error {
-	return c.pub.Publish(subject(n.UserID), encode(n))
+	return c.pub.Publish(subject(n.UserID), c.encode(n))
 }
 
 func (c *natsCore) close() {

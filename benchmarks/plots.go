@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
@@ -22,12 +23,14 @@ var colours = []color.Color{
 	color.RGBA{R: 0x55, G: 0xa8, B: 0x68, A: 0xff},
 }
 
-// plots writes what the results allow to be drawn.
+// plots writes what the results allow to be drawn, of the systems with the same
+// encoder.
 func plots(dir string, results []outcome) error {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return err
 	}
-	if all := of(results, "flat", nil); len(all) > 0 {
+	results = slices.DeleteFunc(slices.Clone(results), func(o outcome) bool { return encoderOf(o.System) != ownEncoder.name })
+	if all := of(results, "flat", func(o outcome) bool { return slices.Contains(flatPublishers, o.Publishers) }); len(all) > 0 {
 		if err := plotThroughput(filepath.Join(dir, "throughput.svg"), all); err != nil {
 			return err
 		}

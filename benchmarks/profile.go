@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/pprof"
+	"strings"
 )
 
 // profile begins the profiles of a job, if they are asked for, and returns what
@@ -18,7 +19,7 @@ func profile(j job) (stop func(), err error) {
 		return nil, err
 	}
 	create := func(kind string) (*os.File, error) {
-		name := fmt.Sprintf("%s-%s-%d-%d-%d-%d-%d.%s.prof", j.Section, j.System, j.Users, j.Gateways, j.Publishers, j.Rate, j.Round, kind)
+		name := fmt.Sprintf("%s-%s-%d-%d-%d-%d-%d.%s.prof", j.Section, strings.ReplaceAll(j.System, "/", "-"), j.Users, j.Gateways, j.Publishers, j.Rate, j.Round, kind)
 		return os.Create(filepath.Join(*profileDir, name))
 	}
 	runtime.SetMutexProfileFraction(10)

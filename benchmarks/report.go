@@ -87,10 +87,11 @@ func bySystem(found []outcome, name string) []outcome {
 }
 
 func perSecond(o outcome) float64 { return o.PerSecond }
+func cpuEach(o outcome) float64   { return o.CPU }
 
 func report(w io.Writer, results []outcome, write func(io.Writer, table)) {
 	for _, make := range append([]func([]outcome) (table, bool){
-		flatTable, callTable, dueTable, floodTable, idleTable, stalledTable, growthTable,
+		flatTable, flatCostTable, manyTable, callTable, dueTable, floodTable, idleTable, stalledTable, growthTable,
 	}, encodingTables...) {
 		if t, ok := make(results); ok {
 			write(w, t)
@@ -98,34 +99,119 @@ func report(w io.Writer, results []outcome, write func(io.Writer, table)) {
 	}
 }
 
+// flatTable has one and two publishers side by side: a way that is quick with
+// one and stands in its own way with two would look well in the first alone.
 func flatTable(results []outcome) (t table, ok bool) {
 	all := of(results, "flat", nil)
 	t = table{title: "Flat out",
-		note: "publish → the receiver holds the JSON, as fast as it goes; CPU is user and system of the whole process, New and encoding included",
-		head: []string{"system", "publishers", "msg/s", "× fastest peer", "CPU µs/msg", "allocs/msg", "B/msg", "peak RSS MiB", "lost"}}
-	for _, p := range valuesIn(all, func(o outcome) int { return o.Publishers }) {
-		found := of(all, "flat", func(o outcome) bool { return o.Publishers == p })
-		best := 0.0
-		for _, name := range systemsIn(found) {
-			if name != libraryName && name != floorName {
-				best = max(best, median(bySystem(found, name), perSecond))
-			}
+		note: "publish → the receiver holds the JSON, as fast as it goes, one publisher and two; New and encoding included. Who has no encoder in its name encodes as this library does. × fastest peer: against the fastest of those with the same encoder; the library and the floor, direct, are no peers. × fastest (encoding/json): against the fastest peer with that encoder",
+		head: []string{"system", "msg/s, 1 publisher", "msg/s, 2 publishers",
+			"× fastest peer, 1", "× fastest peer, 2", "× fastest (encoding/json), 1", "× fastest (encoding/json), 2", "lost"}}
+	for _, name := range systemsIn(all) {
+		mine := bySystem(all, name)
+		var speeds, peers, standards []string
+		for _, p := range flatPublishers {
+			found := withPublishers(all, p)
+			speed := median(bySystem(found, name), perSecond)
+			speeds = append(speeds, thousands(speed))
+			peers = append(peers, times(speed, fastestPeer(found, encoderOf(name))))
+			standards = append(standards, times(speed, fastestPeer(found, standardEncoder.name)))
 		}
-		for _, name := range systemsIn(found) {
-			mine := bySystem(found, name)
-			ratio := "–"
-			if best > 0 {
-				ratio = fmt.Sprintf("%.2f", median(mine, perSecond)/best)
-			}
-			t.add(name, fmt.Sprint(p), thousands(median(mine, perSecond)), ratio,
-				fmt.Sprintf("%.2f", median(mine, func(o outcome) float64 { return o.CPU })),
-				fmt.Sprintf("%.1f", median(mine, func(o outcome) float64 { return o.Allocs })),
-				fmt.Sprintf("%.0f", median(mine, func(o outcome) float64 { return o.AllocBytes })),
-				fmt.Sprintf("%.0f", median(mine, func(o outcome) float64 { return o.PeakRSS })),
-				lost(mine))
-		}
+		t.add(slices.Concat([]string{name}, speeds, peers, standards, []string{lost(mine)})...)
 	}
 	return t, len(t.rows) > 0
+}
+
+// flatCostTable is what a message costs in the same measurements.
+func flatCostTable(results []outcome) (t table, ok bool) {
+	all := of(results, "flat", nil)
+	t = table{title: "Flat out, what a message costs",
+		note: "CPU is user and system of the whole process; over the floor: less that of direct with the same encoder, which makes, encodes and hands over the same messages; memory with one publisher",
+		head: []string{"system", "CPU µs/msg, 1 publisher", "CPU µs/msg, 2 publishers", "over the floor, 1", "over the floor, 2", "allocs/msg", "B/msg", "peak RSS MiB"}}
+	for _, name := range systemsIn(all) {
+		var cpus, overs []string
+		for _, p := range flatPublishers {
+			found := withPublishers(all, p)
+			cpu := median(bySystem(found, name), cpuEach)
+			cpus = append(cpus, fmt.Sprintf("%.2f", cpu))
+			over := "–"
+			if floor := bySystem(found, floorOf(name)); len(floor) > 0 && name != floorOf(name) {
+				over = fmt.Sprintf("%.2f", cpu-median(floor, cpuEach))
+			}
+			overs = append(overs, over)
+		}
+		one := bySystem(withPublishers(all, 1), name)
+		t.add(slices.Concat([]string{name}, cpus, overs, []string{
+			fmt.Sprintf("%.1f", median(one, func(o outcome) float64 { return o.Allocs })),
+			fmt.Sprintf("%.0f", median(one, func(o outcome) float64 { return o.AllocBytes })),
+			fmt.Sprintf("%.0f", median(one, func(o outcome) float64 { return o.PeakRSS }))})...)
+	}
+	return t, len(t.rows) > 0
+}
+
+// manyTable is the same with more publishers than there are cores.
+func manyTable(results []outcome) (t table, ok bool) {
+	all := slices.DeleteFunc(of(results, "flat", nil), func(o outcome) bool { return !slices.Contains(scaling, o.System) })
+	counts := valuesIn(all, func(o outcome) int { return o.Publishers })
+	t = table{title: "Flat out, more publishers", note: "the same encoder for all; × 1: the throughput over that of the same system with one publisher",
+		head: []string{"system, publishers"}}
+	for _, p := range counts {
+		t.head = append(t.head, fmt.Sprint(p))
+	}
+	for _, name := range systemsIn(all) {
+		speeds, ratios, cpus := []string{name + ", msg/s"}, []string{name + ", × 1"}, []string{name + ", CPU µs/msg"}
+		one := median(bySystem(withPublishers(all, 1), name), perSecond)
+		for _, p := range counts {
+			mine := bySystem(withPublishers(all, p), name)
+			if len(mine) == 0 {
+				speeds, ratios, cpus = append(speeds, "–"), append(ratios, "–"), append(cpus, "–")
+				continue
+			}
+			speeds = append(speeds, thousands(median(mine, perSecond)))
+			ratios = append(ratios, times(median(mine, perSecond), one))
+			cpus = append(cpus, fmt.Sprintf("%.2f", median(mine, cpuEach)))
+		}
+		t.add(speeds...)
+		t.add(ratios...)
+		t.add(cpus...)
+	}
+	return t, len(t.rows) > 0
+}
+
+func withPublishers(found []outcome, publishers int) []outcome {
+	return slices.DeleteFunc(slices.Clone(found), func(o outcome) bool { return o.Publishers != publishers })
+}
+
+// fastestPeer is the throughput of the fastest peer with an encoder, 0 if none
+// takes part.
+func fastestPeer(found []outcome, encoder string) (best float64) {
+	for _, c := range contenders {
+		if c.peer() && c.encoder.name == encoder {
+			best = max(best, median(bySystem(found, c.name), perSecond))
+		}
+	}
+	return best
+}
+
+func encoderOf(name string) string {
+	c, _ := contenderNamed(name) // what was measured is one
+	return c.encoder.name
+}
+
+// floorOf names the floor with the encoder of a system.
+func floorOf(name string) string {
+	if encoderOf(name) == standardEncoder.name {
+		return floorName + withStandard
+	}
+	return floorName
+}
+
+// times is a ratio, where there is something to compare with.
+func times(value, other float64) string {
+	if other == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f", value/other)
 }
 
 // lost sums over the rounds what did not arrive: of that no median is taken.
@@ -229,7 +315,7 @@ func growthTable(results []outcome) (t table, ok bool) {
 		for _, v := range g.values {
 			found := of(all, "growth", func(o outcome) bool {
 				for _, other := range growing {
-					want := map[string]int{"users": *users, "gateways": 1, "publishers": 1, "GOMAXPROCS": 0}[other.name]
+					want := map[string]int{"users": *users, "gateways": 1, "GOMAXPROCS": 0}[other.name]
 					if other.name == g.name {
 						want = v
 					}

@@ -25,34 +25,61 @@ type system interface {
 
 type sink func(user int, data []byte)
 
+// A marshaler makes the JSON document of a notification, in memory that belongs
+// to the caller. Both make the same bytes.
+type marshaler struct {
+	name   string
+	encode func(*notification.Notification) []byte
+}
+
+var (
+	ownEncoder      = marshaler{"this library's", func(n *notification.Notification) []byte { return must(n.MarshalJSON()) }}
+	standardEncoder = marshaler{"encoding/json", marshalStandard}
+)
+
 var errFull = errors.New("the receiver's queue is full")
 
 // options are what only some systems can use.
 type options struct {
-	gateways int // of the library, at least 1
+	gateways int                                     // of the library, at least 1
+	encode   func(*notification.Notification) []byte // of all but the library, which has its own
 }
 
-// A contender is a system that takes part.
+// A contender is a system that takes part, with an encoder.
 type contender struct {
-	name string
-	what string
-	make func(options) system
+	name    string
+	what    string
+	encoder marshaler
+	make    func(options) system
 }
+
+// peer says whether the library is compared with it; the floor is no peer.
+func (c contender) peer() bool { return c.name != libraryName && !c.floor() }
+
+func (c contender) floor() bool { return c.name == floorName || c.name == floorName+withStandard }
 
 const (
 	libraryName = "notification"
 	floorName   = "direct"
+
+	// withStandard ends the name of who encodes with encoding/json.
+	withStandard = " (encoding/json)"
 )
 
-// contenders are in the order of the tables.
+// contenders are in the order of the tables: first all with the same encoder,
+// so that what is compared is how a message gets to its user; then some again
+// with the encoder that one would take without this library.
 var contenders = []contender{
-	{libraryName, "this library: Broker, Gateway, a Session per user", newLibrary},
-	{"map+channel", "RWMutex, map, a buffered channel and a goroutine per user", newChannels},
-	{"hub", "the hub goroutine of the chat examples", newHub},
-	{"nats", "embedded nats-server, in-process connections, a subject per user", newNATS},
-	{"centrifuge", "embedded centrifuge, memory broker, a personal channel per user", newCentrifuge},
-	{"watermill", "watermill gochannel, a topic per user", newWatermill},
-	{floorName, "the floor: the receiver is called, encoding/json, no queue", newDirect},
+	{libraryName, "this library: Broker, Gateway, a Session per user", ownEncoder, newLibrary},
+	{"map+channel", "RWMutex, map, a buffered channel and a goroutine per user", ownEncoder, newChannels},
+	{"hub", "the hub goroutine of the chat examples", ownEncoder, newHub},
+	{"nats", "embedded nats-server, in-process connections, a subject per user", ownEncoder, newNATS},
+	{"centrifuge", "embedded centrifuge, memory broker, a personal channel per user", ownEncoder, newCentrifuge},
+	{"watermill", "watermill gochannel, a topic per user", ownEncoder, newWatermill},
+	{floorName, "the floor: the receiver is called, no queue", ownEncoder, newDirect},
+	{"map+channel" + withStandard, "the same with encoding/json", standardEncoder, newChannels},
+	{"hub" + withStandard, "the same with encoding/json", standardEncoder, newHub},
+	{floorName + withStandard, "the same with encoding/json", standardEncoder, newDirect},
 }
 
 func contenderNamed(name string) (contender, error) {
@@ -113,8 +140,7 @@ type (
 	}
 )
 
-// encode is the encoding of every system but the library.
-func encode(n *notification.Notification) []byte {
+func marshalStandard(n *notification.Notification) []byte {
 	switch t := n.Type().String(); p := n.Payload.(type) {
 	case notification.TradeExecuted:
 		return marshal(n, t, tradePayload{t, p})

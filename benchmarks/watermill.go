@@ -15,11 +15,12 @@ import (
 // a topic per user, the notification's ID as the message's, and an Ack as soon
 // as the receiver has it.
 type goChannel struct {
+	encode  func(*notification.Notification) []byte
 	pubsub  *gochannel.GoChannel
 	running sync.WaitGroup
 }
 
-func newWatermill(options) system { return &goChannel{} }
+func newWatermill(opt options) system { return &goChannel{encode: opt.encode} }
 
 func (g *goChannel) start(users []string, sink sink) error {
 	g.pubsub = gochannel.NewGoChannel(gochannel.Config{}, watermill.NopLogger{})
@@ -39,7 +40,7 @@ func (g *goChannel) start(users []string, sink sink) error {
 }
 
 func (g *goChannel) publish(n *notification.Notification) error {
-	return g.pubsub.Publish(n.UserID, message.NewMessage(n.ID, encode(n)))
+	return g.pubsub.Publish(n.UserID, message.NewMessage(n.ID, g.encode(n)))
 }
 
 func (g *goChannel) close() {
