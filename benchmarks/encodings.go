@@ -2,6 +2,7 @@ package main
 
 import (
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/qaexchange/notification"
@@ -80,10 +81,11 @@ type operation struct {
 // turnsEach is how often each codec has its turn within a process.
 const turnsEach = 7
 
-// encodings measures each step for some turns, of about so long.
-func encodings(turns int, each time.Duration) (ops []operation) {
+// encodings measures each step for some turns, of about so long, with those
+// encodings that take part.
+func encodings(turns int, each time.Duration, takesPart func(encoding string) bool) (ops []operation) {
 	for _, c := range contests() {
-		codecs := c.codecs()
+		codecs := slices.DeleteFunc(c.codecs(), func(c codec) bool { return !takesPart(c.encoding) })
 		for _, step := range c.steps {
 			ops = append(ops, c.measure(codecs, step, turns, each)...)
 		}

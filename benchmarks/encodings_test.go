@@ -128,7 +128,7 @@ func TestFindings(t *testing.T) {
 }
 
 func TestEncodingsAreMeasuredAndReported(t *testing.T) {
-	o := outcome{job: job{Section: "encodings"}, Ops: encodings(1, time.Nanosecond), Findings: findings()}
+	o := outcome{job: job{Section: "encodings"}, Ops: encodings(1, time.Nanosecond, func(string) bool { return true }), Findings: findings()}
 	var b bytes.Buffer
 	report(&b, []outcome{o, o}, markdownTables)
 	for _, want := range []string{"JSON, into a buffer", "JSON, to new bytes", "JSON, decode", "Binary, TradeExecuted", "Binary, AccountUpdate",

@@ -4,24 +4,29 @@ package main
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
 var (
 	sectionsFlag = flag.String("sections", "flat,paced,flood,idle,stalled,growth,encodings", "what to measure")
 	systemsFlag  = flag.String("systems", "", "the systems to compare, by name; empty: all")
-	rounds       = flag.Int("rounds", 3, "how often each is measured, in turns; the median is reported")
+	rounds       = flag.Int("rounds", 0, "how often each is measured, in turns; the median is reported; 0: 3, and 10 with -compare")
+	revision     = flag.String("compare", "", "instead of all that: compare this library with what it was in this git revision; exit status 1 if it is slower now")
 	scale        = flag.Float64("scale", 1, "multiplies all durations")
 	users        = flag.Int("users", 10_000, "receivers")
 	window       = flag.Int("window", 10_000, "messages under way when publishing flat out")
@@ -43,7 +48,20 @@ func main() {
 		}
 		return
 	}
-	if err := compare(); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if *quick {
+		*rounds, *scale = 1, min(*scale, 0.1)
+	}
+	err := error(nil)
+	if *revision != "" {
+		*rounds = cmp.Or(*rounds, 10)
+		err = compareRevision(ctx, os.Stdout, *revision)
+	} else {
+		*rounds = cmp.Or(*rounds, 3)
+		err = compare(ctx)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "benchmarks:", err)
 		os.Exit(1)
 	}
@@ -67,17 +85,14 @@ func work(text string) error {
 	return json.NewEncoder(os.Stdout).Encode(o)
 }
 
-// spawn does a job in a process of its own.
-func spawn(j job) (o outcome, err error) {
+// spawn does a job in a process of its own, of this program or of another that
+// takes the same jobs.
+func spawn(ctx context.Context, program string, j job) (o outcome, err error) {
 	text, err := json.Marshal(j)
 	if err != nil {
 		return o, err
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return o, err
-	}
-	cmd := exec.Command(self, "-job", string(text), "-profiles", *profileDir)
+	cmd := exec.CommandContext(ctx, program, "-job", string(text), "-profiles", *profileDir)
 	cmd.Env = os.Environ()
 	if j.Procs > 0 {
 		cmd.Env = append(cmd.Env, fmt.Sprintf("GOMAXPROCS=%d", j.Procs))
@@ -191,7 +206,7 @@ var growing = []struct {
 	{"GOMAXPROCS", []int{1, 2}, func(j *job) *int { return &j.Procs }},
 }
 
-func compare() error {
+func compare(ctx context.Context) error {
 	var systems []string
 	for _, c := range contenders {
 		if *systemsFlag == "" || slices.Contains(strings.Split(*systemsFlag, ","), c.name) {
@@ -209,8 +224,9 @@ func compare() error {
 			return fmt.Errorf("-sections: there is no %q", name)
 		}
 	}
-	if *quick {
-		*rounds, *scale = 1, min(*scale, 0.1)
+	self, err := os.Executable()
+	if err != nil {
+		return err
 	}
 	header := machine()
 	fmt.Print(header)
@@ -226,7 +242,7 @@ func compare() error {
 		}
 		for round := range n {
 			for _, group := range s.groups(round, systems) {
-				found, err := together(s.name, round, group)
+				found, err := together(ctx, self, s.name, round, group)
 				if err != nil {
 					return err
 				}
@@ -240,7 +256,7 @@ func compare() error {
 }
 
 // together runs a group of jobs at the same time.
-func together(section string, round int, group []job) ([]outcome, error) {
+func together(ctx context.Context, program, section string, round int, group []job) ([]outcome, error) {
 	found, errs := make([]outcome, len(group)), make([]error, len(group))
 	var wg sync.WaitGroup
 	for i, j := range group {
@@ -249,18 +265,23 @@ func together(section string, round int, group []job) ([]outcome, error) {
 		}
 		j.Round = round
 		j.Seconds *= *scale
-		wg.Go(func() { found[i], errs[i] = spawn(j) })
+		wg.Go(func() { found[i], errs[i] = spawn(ctx, program, j) })
 	}
 	wg.Wait()
 	for i, err := range errs {
 		if err != nil {
 			return nil, err
 		}
-		if *verbose {
-			json.NewEncoder(os.Stderr).Encode(found[i])
-		}
+		logged(found[i])
 	}
 	return found, nil
+}
+
+// logged prints an outcome if that is asked for.
+func logged(o outcome) {
+	if *verbose {
+		json.NewEncoder(os.Stderr).Encode(o)
+	}
 }
 
 func save(header string, results []outcome) error {

@@ -14,8 +14,12 @@ const mib = 1 << 20
 // measure does a job in this process.
 func measure(j job) (outcome, error) {
 	o := outcome{job: j}
-	if j.Section == "encodings" {
-		o.Ops = encodings(turnsEach, o.length())
+	switch j.Section {
+	case "own encodings":
+		o.Ops = encodings(turnsEach, o.length(), func(encoding string) bool { return encoding == libraryName })
+		return o, nil
+	case "encodings":
+		o.Ops = encodings(turnsEach, o.length(), func(string) bool { return true })
 		if j.Round == 0 {
 			o.Findings = findings()
 		}
