@@ -12,108 +12,26 @@ import (
 // its users hold: a Notification, or a message of its own, which exists.
 func binaryCodecs(s sample) []codec {
 	if s.message == messageTrade {
-		return []codec{
-			archive(s, archivePrice, notification.PayloadAs[notification.TradeExecuted]),
+		return append(archiveCodecs(s),
 			simpleBinary(s, sbePrice, sbe.Message.Trade),
 			flatBuffers(s, flatTrade, flatPrice, flatTradePayload),
 			protobuf("vtprotobuf", vtproto((*pb.Notification).UnmarshalVT), s, protoTrade, protoPrice, protoTradePayload),
 			protobuf("vtprotobuf unsafe", vtproto((*pb.Notification).UnmarshalVTUnsafe), s, protoTrade, protoPrice, protoTradePayload),
 			protobuf("protobuf", google, s, protoTrade, protoPrice, protoTradePayload),
-			messagePack(s, messagePackTrade, messagePackPrice, messagePackTradeParts),
-		}
+			messagePack(s, messagePackTrade, messagePackPrice, messagePackTradeParts))
 	}
-	return []codec{
-		archive(s, archiveBalance, notification.PayloadAs[notification.AccountUpdate]),
+	return append(archiveCodecs(s),
 		simpleBinary(s, sbeBalance, sbe.Message.Account),
 		flatBuffers(s, flatAccount, flatBalance, flatAccountPayload),
 		protobuf("vtprotobuf", vtproto((*pb.Notification).UnmarshalVT), s, protoAccount, protoBalance, protoAccountPayload),
 		protobuf("vtprotobuf unsafe", vtproto((*pb.Notification).UnmarshalVTUnsafe), s, protoAccount, protoBalance, protoAccountPayload),
 		protobuf("protobuf", google, s, protoAccount, protoBalance, protoAccountPayload),
-		messagePack(s, messagePackAccount, messagePackBalance, messagePackAccountParts),
-	}
+		messagePack(s, messagePackAccount, messagePackBalance, messagePackAccountParts))
 }
 
 // The reading of one number is written out once for each encoding and message,
 // as a user would: a call through a function value would cost more than it does.
 // Adding the bits up and not the numbers keeps the loop from waiting for itself.
-
-func archive[P notification.Payload](s sample, number func([]notification.Archive, int), payloadAs func(notification.Archive) (P, error)) codec {
-	data := encodeAll(func(i int) []byte { return must(s.all[i].MarshalBinary()) })
-	opened := make([]notification.Archive, distinct)
-	for i := range opened {
-		opened[i] = must(notification.OpenArchive(data[i]))
-	}
-	return codec{
-		encoding: libraryName,
-		bytes:    meanLen(func(i int) []byte { return data[i] }),
-		loops: map[string]func(int){
-			stepEncode: func(n int) {
-				b := make([]byte, 0, 1024)
-				for i := range n {
-					b = must(s.all[i%distinct].AppendBinary(b[:0]))
-				}
-			},
-			stepOpen: func(n int) {
-				sum := uint64(0)
-				for i := range n {
-					a, err := notification.OpenArchive(data[i%distinct])
-					check(err)
-					sum += uint64(a.Type())
-				}
-				kept = sum
-			},
-			stepNumber: func(n int) { number(opened, n) },
-			stepWhole: func(n int) {
-				for i := range n {
-					a, err := notification.OpenArchive(data[i%distinct])
-					check(err)
-					must(payloadAs(a))
-				}
-			},
-		},
-		encode: func(n *notification.Notification) ([][]byte, error) {
-			appended, err := n.AppendBinary(nil)
-			return [][]byte{appended}, err
-		},
-		decode: func(b []byte) (*notification.Notification, error) {
-			a, err := notification.OpenArchive(b)
-			if err != nil {
-				return nil, err
-			}
-			p, err := payloadAs(a)
-			return &notification.Notification{ID: a.ID(), UserID: a.UserID(), Priority: a.Priority(), Timestamp: a.Timestamp(), Source: a.Source(), Payload: p}, err
-		},
-	}
-}
-
-var (
-	priceField   = must(notification.NumberFieldOf[notification.TradeExecuted, float64]("price"))
-	balanceField = must(notification.NumberFieldOf[notification.AccountUpdate, float64]("balance"))
-)
-
-func archivePrice(opened []notification.Archive, n int) {
-	sum := uint64(0)
-	for i := range n {
-		price, ok := priceField.In(opened[i%distinct])
-		if !ok {
-			panic("an archive of another type")
-		}
-		sum += math.Float64bits(price)
-	}
-	kept = sum
-}
-
-func archiveBalance(opened []notification.Archive, n int) {
-	sum := uint64(0)
-	for i := range n {
-		balance, ok := balanceField.In(opened[i%distinct])
-		if !ok {
-			panic("an archive of another type")
-		}
-		sum += math.Float64bits(balance)
-	}
-	kept = sum
-}
 
 func simpleBinary[P notification.Payload](s sample, number func([]sbe.Message, int), payload func(sbe.Message) P) codec {
 	data := encodeAll(func(i int) []byte { return must(sbe.Append(nil, s.all[i])) })

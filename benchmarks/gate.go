@@ -25,6 +25,7 @@ type gate struct {
 	rounds   int
 	jobs     []job
 	measured func(outcome) // is called with each
+	w        io.Writer     // is told what cannot be compared
 }
 
 // The sides, of which all pairs are.
@@ -46,15 +47,9 @@ func (g gate) run(ctx context.Context) (figures []*figure, err error) {
 	if err := g.checkout(ctx, filepath.Join(dir, "index"), then); err != nil {
 		return nil, err
 	}
-	var programs [2]string
-	for side, library := range [2]string{ofRevision: then, ofTree: g.root} {
-		programs[side] = filepath.Join(dir, fmt.Sprintf("side%d.exe", side))
-		if err := g.build(ctx, programs[side], library); err != nil {
-			if side == ofRevision {
-				err = fmt.Errorf("the benchmarks do not compile with the library of %s, whose API may be another: %w", g.revision, err)
-			}
-			return nil, err
-		}
+	programs, err := g.buildBoth(ctx, dir, then)
+	if err != nil {
+		return nil, err
 	}
 	for round := range g.rounds {
 		for _, j := range g.jobs {
@@ -92,10 +87,32 @@ func (g gate) checkout(ctx context.Context, index, dir string) error {
 	return err
 }
 
+// buildBoth makes the program over the library of the revision and that of the
+// working tree. If the former does not have all that the program calls, both are
+// made without the archive, whose API is the youngest.
+func (g gate) buildBoth(ctx context.Context, dir, then string) (programs [2]string, err error) {
+	for side := range programs {
+		programs[side] = filepath.Join(dir, fmt.Sprintf("side%d.exe", side))
+	}
+	tags := ""
+	err = g.build(ctx, programs[ofRevision], then, tags)
+	if err != nil && ctx.Err() == nil {
+		tags = "noarchive"
+		whole := err
+		if err = g.build(ctx, programs[ofRevision], then, tags); err == nil {
+			fmt.Fprintf(g.w, "the archive is not compared, as %s has another: %v\n", g.revision, whole)
+		}
+	}
+	if err != nil {
+		return programs, fmt.Errorf("the benchmarks do not compile with the library of %s, whose API may be another: %w", g.revision, err)
+	}
+	return programs, g.build(ctx, programs[ofTree], g.root, tags)
+}
+
 // build makes the program of the working tree over the library in a directory.
 // The two sides have the same requirements, as far as the library of the
 // revision does not ask for more.
-func (g gate) build(ctx context.Context, program, library string) error {
+func (g gate) build(ctx context.Context, program, library, tags string) error {
 	benchmarks, mod := filepath.Join(g.root, "benchmarks"), program+".mod"
 	for _, ext := range []string{".mod", ".sum"} {
 		b, err := os.ReadFile(filepath.Join(benchmarks, "go"+ext))
@@ -108,7 +125,7 @@ func (g gate) build(ctx context.Context, program, library string) error {
 	}
 	for _, args := range [][]string{
 		{"mod", "edit", "-replace=github.com/qaexchange/notification=" + library, mod},
-		{"build", "-mod=mod", "-modfile=" + mod, "-buildvcs=false", "-o", program, "."},
+		{"build", "-mod=mod", "-modfile=" + mod, "-tags=" + tags, "-buildvcs=false", "-o", program, "."},
 	} {
 		cmd := command(ctx, benchmarks, "go", args...)
 		cmd.Env = append(os.Environ(), "GOWORK=off")
@@ -295,7 +312,7 @@ func compareRevision(ctx context.Context, w io.Writer, revision string) error {
 	if err != nil {
 		return err
 	}
-	g := gate{root: root, revision: revision, rounds: *rounds, jobs: gateJobs(), measured: logged}
+	g := gate{root: root, revision: revision, rounds: *rounds, jobs: gateJobs(), measured: logged, w: w}
 	fmt.Fprint(w, machine())
 	start := time.Now()
 	figures, err := g.run(ctx)

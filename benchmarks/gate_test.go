@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"debug/buildinfo"
 	"errors"
@@ -83,7 +84,7 @@ func TestGate(t *testing.T) {
 		{Section: "paced", System: libraryName, Rate: 10_000, Users: 10, Window: 1_000, Seconds: 0.01},
 		{Section: "own encodings", System: libraryName, Seconds: 1e-4},
 	}
-	g := gate{root: root, revision: "HEAD", rounds: 2, jobs: quick, measured: func(outcome) {}}
+	g := gate{root: root, revision: "HEAD", rounds: 2, jobs: quick, measured: func(outcome) {}, w: t.Output()}
 
 	t.Run("a working tree with changes is measured beside its commit, round by round", func(t *testing.T) {
 		figures, err := g.run(t.Context())
@@ -156,6 +157,33 @@ func TestGate(t *testing.T) {
 		defer runGit(t, root, "reset", "-q", "HEAD~1")
 		if _, err := g.run(t.Context()); err == nil || !strings.Contains(err.Error(), "the benchmarks do not compile with the library of HEAD") {
 			t.Errorf("%v", err)
+		}
+	})
+	t.Run("a revision with another archive is compared in the rest", func(t *testing.T) {
+		runGit(t, root, "stash", "push", "-q", "--include-untracked")
+		for _, name := range must(filepath.Glob(filepath.Join(root, "*.go"))) {
+			b := bytes.ReplaceAll(must(os.ReadFile(name)), []byte("NumberFieldOf"), []byte("NumberFieldThen"))
+			check(os.WriteFile(name, b, 0o666))
+		}
+		commitAll(t, root, "another archive")
+		runGit(t, root, "revert", "--no-edit", "HEAD")
+		runGit(t, root, "stash", "pop", "-q")
+		defer runGit(t, root, "reset", "-q", "HEAD~2")
+		var told bytes.Buffer
+		other := g
+		other.revision, other.rounds, other.w = "HEAD~1", 1, &told
+		figures, err := other.run(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		has := func(part string) bool {
+			return slices.ContainsFunc(figures, func(f *figure) bool { return strings.Contains(f.name, part) })
+		}
+		if !has("flat out") || !has("P0 p99") || !has("decode") || has("binary") {
+			t.Errorf("%d figures, binary ones among them: %v", len(figures), has("binary"))
+		}
+		if text := told.String(); !strings.HasPrefix(text, "the archive is not compared") || !strings.Contains(text, "NumberFieldOf") {
+			t.Errorf("it says %q", text)
 		}
 	})
 	if names := left(); len(names) > 0 {
