@@ -136,9 +136,10 @@ func (g gate) build(ctx context.Context, program, library, tags string) error {
 	return nil
 }
 
-// atMost bounds a measurement, which takes some seconds: a library that hangs is
+// atMost bounds a measurement, which takes some seconds, or far more on a machine
+// with much other work: a library that hangs is
 // an error and no wait.
-const atMost = time.Minute
+const atMost = 5 * time.Minute
 
 func measureIn(ctx context.Context, program string, j job) (outcome, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, atMost, fmt.Errorf("more than %v", atMost))
