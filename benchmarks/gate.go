@@ -137,8 +137,7 @@ func (g gate) build(ctx context.Context, program, library, tags string) error {
 }
 
 // atMost bounds a measurement, which takes some seconds, or far more on a machine
-// with much other work: a library that hangs is
-// an error and no wait.
+// with much other work: a library that hangs is an error and no wait.
 const atMost = 5 * time.Minute
 
 func measureIn(ctx context.Context, program string, j job) (outcome, error) {
@@ -253,8 +252,9 @@ const (
 	// of where the linker puts a function.
 	tolerance = 0.05
 	// enoughRounds is how many must agree. If nothing has changed, five agree on
-	// "slower" in one case of 32, and ten in one of 1,024.
-	enoughRounds = 5
+	// "slower" in one case of 32, so that one of the thirty figures is likely to
+	// be so; ten agree in one case of 1,024.
+	enoughRounds = 8
 )
 
 // verdict is "slower" or "faster" if every round says so and the median is

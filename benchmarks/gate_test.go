@@ -198,27 +198,27 @@ func TestGate(t *testing.T) {
 }
 
 func TestVerdict(t *testing.T) {
-	five := func(v float64) []float64 { return []float64{v, v, v, v, v} }
+	eight := func(v float64) []float64 { return slices.Repeat([]float64{v}, 8) }
 	for _, c := range []struct {
 		name string
 		figure
 		want string
 	}{
-		{"more time in every round is slower", figure{sides: [2][]float64{five(100), five(110)}}, slower},
-		{"less time in every round is faster", figure{sides: [2][]float64{five(110), five(100)}}, "faster"},
-		{"fewer messages per second in every round is slower", figure{more: true, sides: [2][]float64{five(110), five(100)}}, slower},
-		{"more messages per second in every round is faster", figure{more: true, sides: [2][]float64{five(100), five(110)}}, "faster"},
-		{"one round that says otherwise is doubt", figure{sides: [2][]float64{five(100), {120, 120, 99, 120, 120}}}, "–"},
-		{"a difference within the tolerance is none", figure{sides: [2][]float64{five(100), five(104)}}, "–"},
-		{"rounds are compared one by one", figure{sides: [2][]float64{{100, 200, 300, 400, 500}, {110, 220, 330, 440, 550}}}, slower},
-		{"four rounds prove nothing", figure{sides: [2][]float64{five(100)[:4], five(200)[:4]}}, "too few rounds"},
+		{"more time in every round is slower", figure{sides: [2][]float64{eight(100), eight(110)}}, slower},
+		{"less time in every round is faster", figure{sides: [2][]float64{eight(110), eight(100)}}, "faster"},
+		{"fewer messages per second in every round is slower", figure{more: true, sides: [2][]float64{eight(110), eight(100)}}, slower},
+		{"more messages per second in every round is faster", figure{more: true, sides: [2][]float64{eight(100), eight(110)}}, "faster"},
+		{"one round that says otherwise is doubt", figure{sides: [2][]float64{eight(100), {120, 120, 99, 120, 120, 120, 120, 120}}}, "–"},
+		{"a difference within the tolerance is none", figure{sides: [2][]float64{eight(100), eight(104)}}, "–"},
+		{"rounds are compared one by one", figure{sides: [2][]float64{{100, 200, 300, 400, 500, 600, 700, 800}, {110, 220, 330, 440, 550, 660, 770, 880}}}, slower},
+		{"seven rounds prove nothing", figure{sides: [2][]float64{eight(100)[:7], eight(200)[:7]}}, "too few rounds"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := c.verdict(); got != c.want {
 				t.Errorf("%s, ratios %v", got, c.ratios())
 			}
 			c.figure.name = "it"
-			err := regressions([]*figure{{name: "another", sides: [2][]float64{five(1), five(1)}}, &c.figure})
+			err := regressions([]*figure{{name: "another", sides: [2][]float64{eight(1), eight(1)}}, &c.figure})
 			if (c.want == slower) != errors.Is(err, errSlower) {
 				t.Errorf("the gate says %v", err)
 			}
