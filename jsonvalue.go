@@ -174,13 +174,15 @@ func trim(w uint64) (text uint64, digits uint) {
 // eightDigits returns the eight decimal digits of u, which is below 1e8, the
 // first in the lowest byte. It divides all parts at once: one number of eight
 // digits, two of four, four of two, eight of one. The factors are 1/100 and
-// 1/10, rounded up, in units of 2^-20 and 2^-10: exact for what can occur.
+// 1/10, rounded up, in units of 2^-20 and 2^-10: exact for what can occur. A part
+// v becomes its quotient q and, so many bits further up, its rest: both at once,
+// q + (v-100·q)<<16 is v<<16 - q·(100<<16-1).
 func eightDigits(u uint32) uint64 {
-	v := uint64(u/1e4) | uint64(u%1e4)<<32
+	v := uint64(u)<<32 - uint64(u/1e4)*(1e4<<32-1)
 	q := v * 10486 >> 20 & 0x7f_0000_007f
-	v = q | (v-100*q)<<16
+	v = v<<16 - q*(100<<16-1)
 	q = v * 103 >> 10 & 0xf_000f_000f_000f
-	return q | (v-10*q)<<8
+	return v<<8 - q*(10<<8-1)
 }
 
 // le64 returns the eight bytes of s at i; the compiler makes it one load.
