@@ -8,10 +8,11 @@ import (
 
 // A float is written as the shortest decimal that reads back as it, and as the
 // nearest of those. Prices and balances are mostly decimals with few places, for
-// which asDecimal finds it with one multiplication; for all others shortest does.
-// There are no loops and few branches: nobody can predict which digits a number
-// has, and a wrong guess costs more than the arithmetic of both ways. The digits
-// come from eightDigits, eight at a time.
+// which asDecimal finds it with one multiplication. Products and ratios of them
+// have 16 or 17 digits: shortestFraction takes a second multiplication. For what
+// is very small or large there is shortest. There are no loops and few branches:
+// nobody can predict which digits a number has, and a wrong guess costs more than
+// the arithmetic of both ways. The digits come from eightDigits, eight at a time.
 
 // floatRoom is where writeFloat writes: 25 bytes for the longest text, and behind
 // it what is touched by storing whole words. (An index with a mask never exceeds
@@ -46,38 +47,83 @@ func writeFloat(t *[floatRoom]byte, f float64) int {
 		if a >= 1e7 {
 			scale, rest = 1e4, 1e4
 		}
-		if whole, frac, ok := asDecimal(w, scale); ok {
-			return writeDecimal(t, i, whole, frac*rest)
+		c, places := w&(1<<52-1)|1<<52, (1075-w>>52)&63 // the float is c/2^places
+		whole, frac := c>>places, c<<((64-places)&63)
+		if few, ok := asDecimal(frac, places, scale); ok {
+			return writeDecimal(t, i, whole, few*rest, 0, 0)
+		}
+		if places <= 56 {
+			high, low, last := shortestFraction(frac, places)
+			return writeDecimal(t, i, whole, high, low, last)
 		}
 	}
 	d, k := shortest(w)
 	return writeDigits(t, i, d, k)
 }
 
-// asDecimal returns whole and frac, so that whole + frac/scale is the shortest
-// decimal that reads back as the float with the bits w, if it has no more places
-// than scale has zeros. The float is at least 2^-11, and its product with scale
-// at most 1e15.
+// asDecimal tells whether the shortest decimal that reads back as a float has no
+// more places than scale has zeros, and returns them as a number of units of
+// 1/scale. Behind the point the float is frac/2^64, and c/2^places as a whole, with
+// c at least 2^52. It is at least 2^-11, and its product with scale at most 1e15.
 //
-// What is behind the point is a fraction of 2^64, so a multiplication finds the
-// nearest decimal of that many places and how far off it is. If that is less than
-// half of what is between two floats, the decimal reads back as this one; it is
-// never just the half, since the middle of two floats has over 16 places. It has
-// at most 15 digits, and no two decimals of at most 15 digits read back as the
-// same float64, so the shortest one, which has no more digits, is the same
-// number. (Below a power of two the floats are twice as close. But from 2^-8 on
-// powers of two have eight places themselves, and those before are far from any
-// decimal of eight.)
-func asDecimal(w, scale uint64) (whole, frac uint64, ok bool) {
-	c, places := w&(1<<52-1)|1<<52, (1075-w>>52)&63 // the float is c/2^places
-	frac, off := bits.Mul64(c<<((64-places)&63), scale)
+// A multiplication finds the nearest decimal of that many places and how far off
+// it is. If that is less than half of what is between two floats, the decimal reads
+// back as this one; it is never just the half, since the middle of two floats has
+// over 16 places. It has at most 15 digits, and no two decimals of at most 15
+// digits read back as the same float64, so the shortest one, which has no more
+// digits, is the same number. (Below a power of two the floats are twice as close.
+// But from 2^-8 on powers of two have eight places themselves, and those before are
+// far from any decimal of eight.)
+func asDecimal(frac, places, scale uint64) (units uint64, ok bool) {
+	units, off := bits.Mul64(frac, scale)
 	half := scale << (63 - places)
-	return c >> places, frac + off>>63, off+half < 2*half
+	return units + off>>63, off+half < 2*half
 }
 
-// writeDecimal writes whole, below 1e11, and frac, of 1e8, to t[i:] and returns
+// shortestFraction returns the places of the shortest decimal that reads back as
+// a float, as two numbers of eight digits and a last digit. Behind the point the
+// float is frac/2^64, and c/2^places as a whole, with c over 2^52 (powers of two
+// are for asDecimal) and places from 16 to 56.
+//
+// It does what shortest does (see there), but has all bits: frac ends in at least
+// eight zeros, so nothing is rounded. What reads back as the float is within
+// half of 2^-places of it. Let 10^m be the lowest power of ten over 2^places, and
+// take all times 10^m: then half is more than 1/2 and less than 5, so that the
+// nearest integer, s or s + 1, is within it, and one multiple of ten at most,
+// which is shorter. None is just half away: this would be the middle of two
+// floats, which has places+1 places, more than m. Of two that are equally near the
+// even one is taken. And rounding up never ends at 10^m, since the next whole
+// number is a float itself.
+func shortestFraction(frac, places uint64) (high, low, last uint64) {
+	m := places*1233>>12 + 1 // 1233/2^12 is log10(2), rounded up, and close enough
+	scale := tens[m]
+	s, part := bits.Mul64(frac, scale)
+	ten := s / 10
+	last = s - 10*ten
+	above := last<<60 | part>>4 // the multiple of ten below, in units of 2^-60
+	half := scale << ((59 - places) & 63)
+	if part+s&1 > 1<<63 {
+		last++
+	}
+	if above < half {
+		last = 0
+	}
+	if 10<<60-above < half {
+		ten, last = ten+1, 0
+	}
+	d := (10*ten + last) * tens[(16-m)&15]
+	if m == 17 {
+		d = ten // 16 digits, and the last one is left
+	} else {
+		last = 0
+	}
+	return d / 1e8, d % 1e8, last
+}
+
+// writeDecimal writes whole, below 1e11, a point and behind it the digits of high
+// and low, eight each, and last, without zeros at the end, to t[i:]. It returns
 // where the text ends.
-func writeDecimal(t *[floatRoom]byte, i int, whole, frac uint64) int {
+func writeDecimal(t *[floatRoom]byte, i int, whole, high, low, last uint64) int {
 	if whole >= 1e8 {
 		text, n := trim(eightDigits(uint32(whole / 1e8)))
 		binary.LittleEndian.PutUint64(t[i&31:], text)
@@ -89,13 +135,22 @@ func writeDecimal(t *[floatRoom]byte, i int, whole, frac uint64) int {
 		binary.LittleEndian.PutUint64(t[i&31:], text)
 		i += int(n)
 	}
-	if frac != 0 {
-		digits := eightDigits(uint32(frac))
-		t[i&31] = '.'
-		binary.LittleEndian.PutUint64(t[(i+1)&31:], digits|zeros)
-		i += 9 - bits.LeadingZeros64(digits)/8 // without the zeros at the end
+	if high|low|last == 0 {
+		return i
 	}
-	return i
+	t[i&31] = '.'
+	w1 := eightDigits(uint32(high))
+	binary.LittleEndian.PutUint64(t[(i+1)&31:], w1|zeros)
+	if low|last == 0 {
+		return i + 9 - bits.LeadingZeros64(w1)/8
+	}
+	w2 := eightDigits(uint32(low))
+	binary.LittleEndian.PutUint64(t[(i+9)&31:], w2|zeros)
+	t[(i+17)&31] = '0' + byte(last)
+	if last != 0 {
+		return i + 18
+	}
+	return i + 17 - bits.LeadingZeros64(w2)/8
 }
 
 // writeDigits writes d·10^k, with d over 0 and below 1e17, to t[i:] and returns

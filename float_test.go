@@ -94,6 +94,18 @@ func TestAppendFloat(t *testing.T) {
 			}
 		}
 	})
+	t.Run("the middle of two decimals, of places that are just enough or one less", func(t *testing.T) {
+		r := rand.New(rand.NewPCG(9, 10))
+		for places := 2; places <= 80; places++ {
+			m := int(math.Ceil(float64(places) * math.Log10(2)))
+			for range 500 {
+				for zeros := places - m - 2; zeros <= places-m; zeros++ { // m+2 to m places
+					c := float64((1<<52 | r.Uint64N(1<<52)) >> max(0, zeros) << max(0, zeros))
+					sameFloat(t, math.Ldexp(c, -places))
+				}
+			}
+		}
+	})
 	t.Run("decimals of 1 to 17 digits with any exponent, and their neighbours", func(t *testing.T) {
 		r := rand.New(rand.NewPCG(1, 2))
 		for i := range 60_000 {
