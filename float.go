@@ -35,16 +35,10 @@ func writeFloat(t *[floatRoom]byte, f float64) int {
 	w := math.Float64bits(f)
 	i := int(w >> 63) // at 0 the text overwrites the sign; -0 keeps it
 	w &^= 1 << 63
-	switch {
-	case w == 0:
-		t[i] = '0'
-		return i + 1
-	case w >= 0x7ff<<52:
-		return copy(t[:], "null")
-	}
-	if a := math.Abs(f); 1.0/(1<<11) <= a && a < 1e11 {
+	const least, most = (1023 - 11) << 52, 0x42374876e8000000 // 2^-11 and 1e11
+	if w-least < most-least {
 		scale, rest := uint64(1e8), uint64(1)
-		if a >= 1e7 {
+		if w >= 0x416312d000000000 { // 1e7
 			scale, rest = 1e4, 1e4
 		}
 		c, places := w&(1<<52-1)|1<<52, (1075-w>>52)&63 // the float is c/2^places
@@ -56,6 +50,13 @@ func writeFloat(t *[floatRoom]byte, f float64) int {
 			high, low, last := shortestFraction(frac, places)
 			return writeDecimal(t, i, whole, high, low, last)
 		}
+	}
+	switch {
+	case w == 0:
+		t[i] = '0'
+		return i + 1
+	case w >= 0x7ff<<52:
+		return copy(t[:], "null")
 	}
 	d, k := shortest(w)
 	return writeDigits(t, i, d, k)
