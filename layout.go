@@ -117,17 +117,25 @@ func (l *layout) add(sf reflect.StructField) {
 // They are loops over the table with the codec's own code inside. Straight-line
 // code for each type, behind a type switch, was tried and was slower.
 
-// appendJSON appends the members of the payload, each behind its comma and key.
+// appendJSON appends the members of the payload, each behind its comma and key. A
+// float, of which some payloads have seven, asks once for room for both.
 func (l *layout) appendJSON(b []byte, p unsafe.Pointer) []byte {
 	for i := range l.fields {
 		f := &l.fields[i]
-		if n := len(b); cap(b)-n >= maxKey {
+		v, n := unsafe.Add(p, f.offset), len(b)
+		if f.kind == kindFloat64 && cap(b)-n >= maxKey+floatRoom {
+			*(*[maxKey]byte)(b[n : n+maxKey]) = f.key
+			n += int(f.keyLen)
+			b = b[:n+writeFloat((*[floatRoom]byte)(b[n:n+floatRoom]), *(*float64)(v))]
+			continue
+		}
+		if cap(b)-n >= maxKey {
 			*(*[maxKey]byte)(b[n : n+maxKey]) = f.key
 			b = b[:n+int(f.keyLen)]
 		} else {
 			b = append(b, f.key[:f.keyLen]...)
 		}
-		switch v := unsafe.Add(p, f.offset); f.kind {
+		switch f.kind {
 		case kindString:
 			b = appendString(b, *(*string)(v))
 		case kindFloat64:
