@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/internal/door"
 	"github.com/qaexchange/notification/web"
 	"github.com/stretchr/testify/require"
 )
@@ -79,6 +80,20 @@ func TestHeartbeat(t *testing.T) {
 		for range 5 {
 			require.Equal(t, `{"action":"heartbeat","cursor":"`+welcome.Cursor+`"}`, c.hear())
 		}
+	})
+	t.Run("pings, which no page sees, do not put it off", func(t *testing.T) {
+		s := serve(t, notification.GatewayConfig{}, Config{
+			HeartbeatInterval: 200 * time.Millisecond, PingInterval: 10 * time.Millisecond, CommandsPerSecond: 1000,
+		})
+		c := s.dial("alice", true, "")
+		for _, action := range []string{"welcome", "live", "heartbeat", "heartbeat"} {
+			require.Equal(t, action, c.frame().Action)
+		}
+	})
+	t.Run("its time does not follow the wall clock, which may be set back", func(t *testing.T) {
+		s := newSocket(&Config{}, new(door.Counters), nil)
+		s.sent(time.Now())
+		require.Contains(t, s.lastSent().String(), "m=", "a monotonic reading")
 	})
 	t.Run("without a subprotocol there are none", func(t *testing.T) {
 		s := serve(t, notification.GatewayConfig{}, Config{HeartbeatInterval: time.Millisecond})

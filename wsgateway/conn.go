@@ -250,7 +250,7 @@ func (c *conn) fire(now time.Time) error {
 // between the writing and the moment when the session has taken note of it.
 func (c *conn) heartbeat(now time.Time) error {
 	if !c.sock.writing.TryLock() {
-		c.sock.sentAt.Store(now.UnixNano()) // something is being written
+		c.sock.sent(now) // something is being written
 		return nil
 	}
 	defer c.sock.writing.Unlock()

@@ -164,6 +164,20 @@ func TestSocket(t *testing.T) {
 		require.NoError(t, s.Close())
 		require.Error(t, <-failed)
 	})
+	t.Run("whoever rouses the reader too late does not cut off the peer's close frame", func(t *testing.T) {
+		here, there := net.Pipe()
+		defer there.Close()
+		s := newSocket(&Config{}, new(door.Counters), nil)
+		s.Conn = here
+		s.end(endNormal)
+		require.True(t, s.seal(time.Now().Add(patience)))
+		s.poke()
+		go func() { _, _ = there.Write([]byte("close frame")) }() // ends when it is read, or here closed
+		defer here.Close()
+		n, err := s.Read(make([]byte, 100))
+		require.NoError(t, err)
+		require.Equal(t, len("close frame"), n)
+	})
 	t.Run("a peer that violates the protocol gets the close frame, the end of the stream and no reset", func(t *testing.T) {
 		ln := listen(t)
 		defer ln.Close()

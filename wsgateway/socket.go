@@ -28,10 +28,11 @@ type socket struct {
 	cfg      *Config
 	counts   *door.Counters
 	protocol timers
+	made     time.Time // immutable
 
 	cause    atomic.Pointer[ending]    // why it ends, once it does
 	poked    atomic.Bool               // what is due has changed
-	sentAt   atomic.Int64              // when the last write began, in Unix nanoseconds
+	sentAt   atomic.Int64              // when the last write that a page can see began, in nanoseconds since made
 	writesBy atomic.Pointer[time.Time] // no write may take longer; nil: WriteTimeout
 
 	// writing is held during a write, so that frames stay whole.
@@ -39,9 +40,13 @@ type socket struct {
 	sealed  bool // guarded by writing: nothing but the close frame may be written, or nothing at all
 	broken  bool // guarded by writing: a frame is incomplete, so the peer cannot understand another
 
+	// rousing is held while the read deadline is set to the past by others than
+	// the reader. It is taken behind writing.
+	rousing sync.Mutex
+	closed  bool // owned by the reader, which writes it with rousing held: the read deadline is final
+
 	// owned by ServeHTTP, then by the reader
 	frames watcher
-	closed bool // sealed: the read deadline is final
 	// When what is due. Zero is never.
 	armed  time.Time // the read deadline, as the kernel has it
 	pingAt time.Time // quiet since PingInterval
@@ -50,13 +55,12 @@ type socket struct {
 }
 
 func newSocket(cfg *Config, counts *door.Counters, protocol timers) *socket {
-	s := &socket{
-		cfg: cfg, counts: counts, protocol: protocol,
+	now := time.Now()
+	return &socket{
+		cfg: cfg, counts: counts, protocol: protocol, made: now,
 		frames: watcher{limit: cfg.ReadLimit},
-		pingAt: time.Now().Add(cfg.PingInterval),
+		pingAt: now.Add(cfg.PingInterval),
 	}
-	s.sentAt.Store(time.Now().UnixNano())
-	return s
 }
 
 var errSealed = errors.New("wsgateway: connection is closing")
@@ -66,7 +70,7 @@ var errSealed = errors.New("wsgateway: connection is closing")
 func (s *socket) end(e *ending) {
 	if s.cause.CompareAndSwap(nil, e) {
 		s.hurry() // the reader may be writing
-		_ = s.SetReadDeadline(time.Unix(1, 0))
+		s.rouse()
 	}
 }
 
@@ -138,11 +142,25 @@ func (s *socket) alarm() error {
 // poke rouses the reader, because what next returns has changed.
 func (s *socket) poke() {
 	s.poked.Store(true)
-	_ = s.SetReadDeadline(time.Unix(1, 0))
+	s.rouse()
 }
 
-// lastSent returns when the last write began, or the socket if there was none.
-func (s *socket) lastSent() time.Time { return time.Unix(0, s.sentAt.Load()) }
+// rouse makes a read return. Once the socket is sealed it does nothing: whoever
+// comes so late would cut off the peer's close frame, which is being waited for.
+func (s *socket) rouse() {
+	s.rousing.Lock()
+	defer s.rousing.Unlock()
+	if !s.closed {
+		_ = s.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// lastSent returns when the last write that a page can see began, or the socket
+// if there was none. It does not follow the wall clock, which may be set.
+func (s *socket) lastSent() time.Time { return s.made.Add(time.Duration(s.sentAt.Load())) }
+
+// sent notes what lastSent returns.
+func (s *socket) sent(at time.Time) { s.sentAt.Store(int64(at.Sub(s.made))) }
 
 // arrived follows the frames in p, and sets the clocks by them. It returns how
 // many bytes of p come before a violation, and that.
@@ -230,7 +248,9 @@ func (s *socket) Write(p []byte) (int, error) {
 // it was overwritten. s.writing is held.
 func (s *socket) write(p []byte) error {
 	start := time.Now()
-	s.sentAt.Store(start.UnixNano())
+	if p[0]&0x8 == 0 { // pings and pongs are control frames: no page hears of them
+		s.sent(start)
+	}
 	_ = s.SetWriteDeadline(start.Add(s.cfg.WriteTimeout))
 	if by := s.writesBy.Load(); by != nil {
 		_ = s.SetWriteDeadline(*by)
@@ -259,8 +279,11 @@ func (s *socket) seal(by time.Time) bool {
 	s.hurry()
 	s.writing.Lock() // no longer than grace
 	defer s.writing.Unlock()
-	s.sealed, s.closed = true, true
+	s.sealed = true
 	s.writesBy.Store(&by)
+	s.rousing.Lock()
+	defer s.rousing.Unlock()
+	s.closed = true
 	_ = s.SetDeadline(by)
 	return !s.broken
 }

@@ -72,8 +72,9 @@ type Config struct {
 	// them, without regard to case. Others get 403. Default: none.
 	OriginPatterns []string
 	// HeartbeatInterval is how long nothing may be sent to a client of the batch
-	// protocol before it gets a heartbeat; default 20 s. A client that hears
-	// nothing for 2.5 times as long reconnects.
+	// protocol before it gets a heartbeat; default 20 s. Pings and pongs are
+	// nothing, because a page does not see them. A client that hears nothing for
+	// 2.5 times as long reconnects.
 	HeartbeatInterval time.Duration
 	// PingInterval is how long a peer may be quiet before it is pinged; default
 	// 20 s. It should be well below the Gateway's SessionTimeout.
