@@ -11,10 +11,14 @@ import (
 const (
 	// maxBeyond bounds the connections beyond the limit, none of which lasts
 	// longer than a handshake in one direction: those that are asked who they
-	// are, that are told why they were refused, or that gave way.
+	// are, or that gave way.
 	maxBeyond = 100
-	// refusalsPerSecond bounds how often a refusal is told by an upgrade.
-	refusalsPerSecond = 100
+	// maxTold bounds those that are told by an upgrade why they were refused, and
+	// toldPerSecond how often that begins. They are counted apart: who has no
+	// credentials can hold up as many as there are, and must not keep out a user
+	// who has.
+	maxTold       = 100
+	toldPerSecond = 100
 )
 
 // A Connection is a connection, or a request on its way to become one.
@@ -32,23 +36,31 @@ type Door[C Connection] struct {
 	places int           // 0: no bound
 	idle   chan struct{} // closed when closing and nobody is here
 
-	mu       sync.Mutex
-	closing  bool           // guarded by mu: nobody comes in any more
-	taken    int            // guarded by mu: of places
-	beyond   int            // guarded by mu: of maxBeyond
-	refusals Bucket         // guarded by mu
-	guests   map[C]standing // guarded by mu
+	mu      sync.Mutex
+	closing bool           // guarded by mu: nobody comes in any more
+	taken   [3]int         // guarded by mu: how many guests have each share
+	told    Bucket         // guarded by mu
+	guests  map[C]standing // guarded by mu
 }
+
+// A share is what a guest takes a part of.
+type share uint8
+
+const (
+	sharePlace  share = iota // of the places
+	shareBeyond              // of maxBeyond
+	shareTold                // of maxTold
+)
 
 // A standing is what a Door knows of a connection.
 type standing struct {
-	beyond    bool // it has no place
+	share     share
 	connected bool // it is no request any more
 }
 
 // New returns a Door with so many places; 0: no bound.
 func New[C Connection](places int) *Door[C] {
-	return &Door[C]{places: places, idle: make(chan struct{}), guests: make(map[C]standing), refusals: NewBucket(refusalsPerSecond)}
+	return &Door[C]{places: places, idle: make(chan struct{}), guests: make(map[C]standing), told: NewBucket(toldPerSecond)}
 }
 
 // Enter lets a request in, beyond the limit too: who it is decides then. It
@@ -57,19 +69,23 @@ func New[C Connection](places int) *Door[C] {
 func (d *Door[C]) Enter(c C) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	switch {
-	case d.closing:
-		return false
-	case d.places == 0 || d.taken < d.places:
-		d.taken++
-		d.guests[c] = standing{}
-	case d.beyond < maxBeyond:
-		d.beyond++
-		d.guests[c] = standing{beyond: true}
-	default:
+	s := standing{share: sharePlace}
+	if d.places > 0 && d.taken[sharePlace] >= d.places {
+		s.share = shareBeyond
+	}
+	if d.closing || s.share == shareBeyond && d.taken[shareBeyond] >= maxBeyond {
 		return false
 	}
+	d.taken[s.share]++
+	d.guests[c] = s
 	return true
+}
+
+// move gives a request another share. d.mu is held.
+func (d *Door[C]) move(c C, to share) {
+	d.taken[d.guests[c].share]--
+	d.taken[to]++
+	d.guests[c] = standing{share: to}
 }
 
 // Claim gives a request that is beyond the limit a place, now that its user is
@@ -81,19 +97,16 @@ func (d *Door[C]) Claim(c C) (giveWay C, ok bool) {
 	var none C
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := d.guests[c]
-	if !s.beyond {
+	if d.guests[c].share == sharePlace {
 		return none, true
 	}
-	if d.taken < d.places {
-		d.taken++
-		d.beyond--
-		d.guests[c] = standing{}
+	if d.taken[sharePlace] < d.places {
+		d.move(c, sharePlace)
 		return none, true
 	}
 	var heard time.Time
 	for o, its := range d.guests {
-		if !its.connected || its.beyond || o.User() != c.User() {
+		if !its.connected || its.share != sharePlace || o.User() != c.User() {
 			continue
 		}
 		if at := o.LastActive(); giveWay == none || at.Before(heard) {
@@ -103,7 +116,7 @@ func (d *Door[C]) Claim(c C) (giveWay C, ok bool) {
 	if giveWay == none {
 		return none, false
 	}
-	d.guests[giveWay], d.guests[c] = standing{beyond: true, connected: true}, standing{}
+	d.guests[giveWay], d.guests[c] = standing{share: shareBeyond, connected: true}, standing{share: sharePlace}
 	return giveWay, true
 }
 
@@ -112,15 +125,10 @@ func (d *Door[C]) Claim(c C) (giveWay C, ok bool) {
 func (d *Door[C]) Refuse(c C) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := d.guests[c]
-	if !s.beyond && d.beyond >= maxBeyond || !d.refusals.Take() {
+	if d.taken[shareTold] >= maxTold || !d.told.Take() {
 		return false
 	}
-	if !s.beyond {
-		d.taken--
-		d.beyond++
-		d.guests[c] = standing{beyond: true}
-	}
+	d.move(c, shareTold)
 	return true
 }
 
@@ -139,11 +147,7 @@ func (d *Door[C]) Connected(c C) bool {
 func (d *Door[C]) Leave(c C) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.guests[c].beyond {
-		d.beyond--
-	} else {
-		d.taken--
-	}
+	d.taken[d.guests[c].share]--
 	delete(d.guests, c)
 	if d.closing && len(d.guests) == 0 {
 		close(d.idle)
@@ -224,7 +228,7 @@ func (d *Door[C]) All() []C {
 func (d *Door[C]) Inside() (all, beyond int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return len(d.guests), d.beyond
+	return len(d.guests), d.taken[shareBeyond] + d.taken[shareTold]
 }
 
 // list copies, so that the lock is free meanwhile. d.mu is held.
