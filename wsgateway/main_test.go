@@ -97,6 +97,7 @@ type server struct {
 	handler *Handler
 	http    *http.Server
 	addr    string
+	timeout time.Duration // the http.Server's WriteTimeout
 	serial  int
 }
 
@@ -168,7 +169,7 @@ func serveHandler(t testing.TB, h *Handler) *server {
 
 // listen serves until the end of the test, and then ends whoever is connected.
 func (s *server) listen(ln net.Listener) {
-	s.http = &http.Server{Handler: s.handler, ReadHeaderTimeout: time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	s.http = &http.Server{Handler: s.handler, ReadHeaderTimeout: time.Second, WriteTimeout: s.timeout, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = s.http.Serve(ln) })
 	s.t.Cleanup(func() {

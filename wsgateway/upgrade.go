@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"time"
 )
 
 var errRefused = errors.New("wsgateway: refused")
@@ -35,6 +36,10 @@ func (u *upgrade) WriteHeader(status int) {
 		if u.refusal = u.admit(); u.refusal != nil {
 			return
 		}
+		// The http.Server's own deadline may have passed in Authenticate. The 101
+		// would not get out then, and nobody would tell: frames without a handshake
+		// would follow.
+		_ = http.NewResponseController(u.ResponseWriter).SetWriteDeadline(time.Now().Add(u.sock.cfg.WriteTimeout))
 	}
 	u.status = status
 	u.ResponseWriter.WriteHeader(status)
