@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -42,8 +43,9 @@ func (c *conn) refresh(ctx context.Context, id json.RawMessage, token string) (a
 		err = who.Check(time.Now())
 	}
 	if err != nil {
-		// Errors quote what they could not read.
-		text := strings.ReplaceAll(err.Error(), token, "(the token)")
+		// Errors quote what they could not read, often with %q.
+		quoted := strconv.Quote(token)
+		text := strings.NewReplacer(quoted, `"(the token)"`, token, "(the token)").Replace(err.Error())
 		c.h.log.Debug("websocket: credentials not extended", "user", c.user, "error", text)
 		return failure(id, "unauthorized", "the token was refused")
 	}

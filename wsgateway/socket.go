@@ -63,6 +63,10 @@ func newSocket(cfg *Config, counts *door.Counters, protocol timers) *socket {
 	}
 }
 
+// controlTimeout is PongTimeout for a control frame, if it is less. The library
+// has 5 s of its own for one, after which it closes the socket without a word.
+const controlTimeout = 4 * time.Second
+
 var errSealed = errors.New("wsgateway: connection is closing")
 
 // end notes why the connection is to end, and rouses its reader. The first call
@@ -185,6 +189,11 @@ func (s *socket) arrived(p []byte) (good int, err error) {
 		}
 		if !s.frames.begun() {
 			s.restBy = time.Time{}
+		}
+	}
+	if s.frames.have > 0 && s.frames.control() && s.frames.message == 0 {
+		if by := now.Add(controlTimeout); by.Before(s.restBy) {
+			s.restBy = by
 		}
 	}
 	if !s.restBy.IsZero() && s.restBy.Before(s.armed) {
