@@ -51,15 +51,17 @@ func (h *Handler) admit(c *conn, r *http.Request) *refusal {
 	}
 	c.user = who.UserID
 	c.setExpires(who.Expires)
+	channels, after, err := door.ParseQuery(r.URL)
+	if err != nil {
+		return h.refuse(c, endBadRequest, &refusal{status: http.StatusBadRequest, said: err.Error(), err: err})
+	}
+	// Behind all that can be wrong with the request: nobody gives way to one that
+	// is refused.
 	switch giveWay, ok := h.door.Claim(c); {
 	case !ok:
 		return h.full("no more connections")
 	case giveWay != nil:
 		giveWay.end(endReplaced)
-	}
-	channels, after, err := door.ParseQuery(r.URL)
-	if err != nil {
-		return h.refuse(c, endBadRequest, &refusal{status: http.StatusBadRequest, said: err.Error(), err: err})
 	}
 	return h.register(c, channels, after)
 }
@@ -100,7 +102,7 @@ func (h *Handler) register(c *conn, channels []notification.Channel, cursor stri
 	// Push waits for the welcome, and until it has returned the cursor that
 	// others see does not move.
 	c.wire = c.session.Cursor()
-	c.hello = appendJSONFrame(nil, welcome{
+	c.hello = append(c.hello, appendJSONFrame(nil, welcome{
 		Action:      "welcome",
 		SessionID:   c.session.ID(),
 		Cursor:      c.wire.String(),
@@ -108,9 +110,9 @@ func (h *Handler) register(c *conn, channels []notification.Channel, cursor stri
 		Channels:    c.session.Subscriptions(),
 		HeartbeatMS: h.cfg.HeartbeatInterval.Milliseconds(),
 		Refresh:     h.cfg.Refresh != nil,
-	})
+	}))
 	if cursor != "" && !resumed {
-		c.hello = appendJSONFrame(c.hello, reset{Action: "reset", Reason: "cursor_gone"})
+		c.hello = append(c.hello, appendJSONFrame(nil, reset{Action: "reset", Reason: "cursor_gone"}))
 	}
 	return nil
 }

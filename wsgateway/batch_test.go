@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -273,7 +274,7 @@ func refreshed(release <-chan struct{}) Config {
 			}
 		case "panic":
 			panic("at the disco")
-		case "secret-and-wrong":
+		case "secret-and-wrong", `secret"and'wrong`:
 			return Identity{}, fmt.Errorf("cannot parse %q", token)
 		}
 		user, until, _ := strings.Cut(token, " until ")
@@ -293,7 +294,10 @@ func TestAuthenticate(t *testing.T) {
 		c.say(string(text))
 	}
 	release := make(chan struct{})
-	s := serve(t, notification.GatewayConfig{}, refreshed(release))
+	var log lockedBuffer
+	cfg := refreshed(release)
+	cfg.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	s := serve(t, notification.GatewayConfig{}, cfg)
 	connect := func(user string) *client {
 		c := s.dial(user, true, "")
 		f := c.frame()
@@ -347,6 +351,15 @@ func TestAuthenticate(t *testing.T) {
 		}
 		n := s.publish("carol", notification.RiskAlert{})
 		require.Equal(t, n.ID, c.frame().Notifications[0].MessageID)
+	})
+	t.Run("what an error quotes of a token is not logged", func(t *testing.T) {
+		c := connect("erin")
+		for _, token := range []string{"secret-and-wrong", `secret"and'wrong`} {
+			say(c, 1, token)
+			require.Equal(t, "unauthorized", answer(c).Code)
+		}
+		require.Contains(t, log.String(), `cannot parse \"(the token)\"`)
+		require.NotContains(t, log.String(), "secret")
 	})
 	t.Run("one at a time, and commands are answered meanwhile", func(t *testing.T) {
 		c := connect("dave")
@@ -413,6 +426,13 @@ func TestExpiring(t *testing.T) {
 			}
 		}
 	})
+	t.Run("whose credentials hold until the year 9999 is told nothing", func(t *testing.T) {
+		s := serve(t, notification.GatewayConfig{}, Config{HeartbeatInterval: 10 * time.Millisecond})
+		c := s.dial("alice until 9999-12-31T23:59:59Z", true, "")
+		for _, action := range []string{"welcome", "live", "heartbeat"} {
+			require.Equal(t, action, c.frame().Action)
+		}
+	})
 	t.Run("not before, and not without a subprotocol", func(t *testing.T) {
 		s := serve(t, notification.GatewayConfig{}, Config{HeartbeatInterval: 10 * time.Millisecond})
 		early := s.dial(until(time.Hour), true, "")
@@ -455,6 +475,16 @@ func TestStats(t *testing.T) {
 		require.Greater(t, stats.BytesOut, uint64(10*len(last.AppendJSON(nil))))
 		require.GreaterOrEqual(t, stats.WriteLatency.Count(), uint64(6))
 	})
+	t.Run("the frame of a reset too", func(t *testing.T) {
+		before := s.handler.Stats().FramesOut
+		c := s.dial("carol", true, "cursor=nonsense")
+		for _, action := range []string{"welcome", "reset", "live"} {
+			require.Equal(t, action, c.frame().Action)
+		}
+		eventually(t, "three frames", func() bool { return s.handler.Stats().FramesOut == before+3 })
+		require.NoError(t, c.ws.CloseNow())
+		s.noSession("carol")
+	})
 	t.Run("refusals by reason", func(t *testing.T) {
 		for user, query := range map[string]string{"": "", "carol": "channels=gossip"} {
 			_, _, err := s.tryDial(user, false, query, nil)
@@ -471,9 +501,9 @@ func TestStats(t *testing.T) {
 		require.NoError(t, plain.ws.CloseNow())
 		s.noConnections()
 		stats := s.handler.Stats()
-		require.EqualValues(t, 2, stats.Accepted)
+		require.EqualValues(t, 3, stats.Accepted)
 		require.Zero(t, stats.Connections)
-		require.Equal(t, map[web.Code]uint64{0: 1, web.CodeAbnormal: 1}, stats.Closed)
+		require.Equal(t, map[web.Code]uint64{0: 1, web.CodeAbnormal: 2}, stats.Closed)
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"sync"
@@ -53,8 +54,8 @@ type conn struct {
 
 	ready chan struct{} // closed when the welcome is written, or it was abandoned
 
-	entered bool   // owned by ServeHTTP: it has to leave h.door
-	hello   []byte // owned by ServeHTTP, then by run: what is sent first
+	entered bool     // owned by ServeHTTP: it has to leave h.door
+	hello   [][]byte // owned by ServeHTTP, then by run: the frames that are sent first
 
 	expires    atomic.Int64 // the credentials, in Unix nanoseconds; 0: never
 	refreshing atomic.Bool
@@ -125,10 +126,12 @@ func (c *conn) begin() (err error) {
 		return c.refused
 	}
 	c.h.counts.Accepted.Add(1)
-	if c.batches {
-		err = c.sock.send(c.hello)
-		c.hello = nil
+	for _, frame := range c.hello {
+		if err = c.sock.send(frame); err != nil {
+			break
+		}
 	}
+	c.hello = nil
 	return err
 }
 
@@ -199,9 +202,13 @@ func (c *conn) ponged(context.Context, []byte) {
 	}
 }
 
+// lastNano is the last time that Unix nanoseconds reach, in the year 2262. Who
+// says 9999 means for ever.
+var lastNano = time.Unix(0, math.MaxInt64)
+
 // setExpires changes when the credentials expire; the zero time is never.
 func (c *conn) setExpires(t time.Time) {
-	if t.IsZero() {
+	if t.IsZero() || t.After(lastNano) {
 		c.expires.Store(0)
 	} else {
 		c.expires.Store(t.UnixNano())
@@ -317,6 +324,8 @@ func endingOfRead(err error) *ending {
 		return endNormal // the peer went
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errSealed), errors.As(err, &broken):
 		return endLost
+	case errors.Is(err, context.DeadlineExceeded): // the library's, which has closed the socket
+		return endLost
 	}
 	return endProtocol
 }
@@ -345,7 +354,6 @@ func (c *conn) Push(ctx context.Context, batch []*notification.Message) error {
 		return fmt.Errorf("wsgateway: %w: %d dropped", notification.ErrSlowConsumer, dropped)
 	default:
 		*buf = appendSingles((*buf)[:0], batch)
-		c.h.counts.FramesOut.Add(uint64(len(batch) - 1))
 	}
 	c.sock.writing.Lock()
 	defer c.sock.writing.Unlock()
@@ -353,6 +361,9 @@ func (c *conn) Push(ctx context.Context, batch []*notification.Message) error {
 	switch {
 	case err == nil:
 		c.wire = cursor
+		if !c.batches {
+			c.h.counts.FramesOut.Add(uint64(len(batch) - 1)) // the socket has counted one
+		}
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		err = fmt.Errorf("wsgateway: %w: %w", notification.ErrSlowConsumer, err)
 	default:

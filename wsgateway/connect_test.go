@@ -83,8 +83,13 @@ func TestOrderAtConnect(t *testing.T) {
 		require.Equal(t, 426, resp.StatusCode)
 	})
 	require.Equal(t, before, asked.Load())
-	t.Run("with no room left, who has no connection here gets 503, whatever the query", func(t *testing.T) {
-		require.Equal(t, 503, status("bob", "channels=gossip", nil))
+	t.Run("with no room left, who has no connection here gets 503", func(t *testing.T) {
+		require.Equal(t, 503, status("bob", "", nil))
+	})
+	t.Run("nobody gives way to a request that is refused", func(t *testing.T) {
+		require.Equal(t, 400, status("alice", "channels=gossip", nil))
+		full.say(`{"action":"ping"}`)
+		require.Equal(t, `{"action":"pong"}`, full.hear())
 	})
 	require.NoError(t, full.ws.CloseNow())
 	s.noConnections()
@@ -321,6 +326,25 @@ func TestWhoComesBackGetsIn(t *testing.T) {
 		require.Error(t, err)
 		require.Equal(t, 503, resp.StatusCode, "who is not here yet stays out")
 	})
+	t.Run("also while as many as can be told that they are refused do not go", func(t *testing.T) {
+		s := serve(t, notification.GatewayConfig{}, Config{MaxConnections: 1, WriteTimeout: time.Second})
+		halfOpen := s.rawDial("alice")
+		eventually(t, "it is connected", func() bool { return s.handler.Stats().Accepted == 1 })
+		for range 3 * 100 {
+			nc, err := net.Dial("tcp", s.addr)
+			require.NoError(t, err)
+			defer nc.Close()
+			require.NoError(t, nc.SetDeadline(time.Now().Add(patience)))
+			_ = handshake(nc, bufio.NewReader(nc), "mallory until yesterday", batchProtocol) // 4401, or 401
+			if taken(s) > 100 {
+				break
+			}
+		}
+		back := s.dial("alice", true, "")
+		require.Equal(t, "welcome", back.frame().Action)
+		code, _ := halfOpen.goodbye()
+		require.Equal(t, 4409, code)
+	})
 	t.Run("again and again, with nothing left behind", func(t *testing.T) {
 		s := serve(t, notification.GatewayConfig{}, Config{MaxConnections: 1, WriteTimeout: 200 * time.Millisecond})
 		for i := range 20 {
@@ -359,4 +383,31 @@ func TestTickets(t *testing.T) {
 		require.Contains(t, log.String(), "refused")
 		require.NotContains(t, log.String(), ticket)
 	})
+}
+
+// TestASlowAuthenticate takes longer than the http.Server allows for an answer.
+func TestASlowAuthenticate(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		t.Run(fmt.Sprintf("is upgraded all the same (TLS %v)", secure), func(t *testing.T) {
+			t.Parallel()
+			g, err := notification.NewGateway("gateway", notification.GatewayConfig{})
+			require.NoError(t, err)
+			const timeout = 2 * time.Second // has room for a TLS handshake beside other programs
+			h, err := New(g, Config{Authenticate: func(r *http.Request) (Identity, error) {
+				<-time.After(timeout + 200*time.Millisecond)
+				return authenticate(r)
+			}})
+			require.NoError(t, err)
+			ln := listen(t)
+			if secure {
+				ln = secureListener(t, ln)
+			}
+			s := &server{t: t, handler: h, addr: ln.Addr().String(), timeout: timeout}
+			s.listen(ln)
+			nc := dial(t, s, "alice", secure) // fails if there is no 101
+			require.NoError(t, nc.Close())
+			s.noConnections()
+			require.NoError(t, g.Shutdown(t.Context()))
+		})
+	}
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/qaexchange/notification"
 	"github.com/qaexchange/notification/internal/door"
+	"github.com/qaexchange/notification/web"
 	"github.com/stretchr/testify/require"
 )
 
@@ -424,6 +425,24 @@ func TestAHalfFrameAlongWithTheHandshake(t *testing.T) {
 	require.Equal(t, 101, resp.StatusCode)
 	t.Run("ends the connection by its deadline", func(t *testing.T) {
 		code, _ := c.goodbye()
+		require.Equal(t, 1008, code)
+	})
+}
+
+// TestHalfAControlFrame has a PongTimeout above the library's own for control
+// frames.
+func TestHalfAControlFrame(t *testing.T) {
+	s := serve(t, notification.GatewayConfig{}, Config{WriteTimeout: time.Second})
+	c := s.rawDial("mallory")
+	_, err := c.Write([]byte{fin | opPing, 0x80 | 10, 0, 0, 0, 0, 'x'})
+	require.NoError(t, err)
+	t.Run("is told so, before the library gives up", func(t *testing.T) {
+		code, _ := c.goodbye()
+		s.noConnections()
+		if code == 0 { // a busy machine may be slower than the library: then it says what happened
+			require.Equal(t, map[web.Code]uint64{web.CodeAbnormal: 1}, s.handler.Stats().Closed)
+			return
+		}
 		require.Equal(t, 1008, code)
 	})
 }

@@ -57,15 +57,16 @@ type Config struct {
 	// nothing that a client says later changes it. It is called after handshake
 	// and origin were found good, and before the upgrade. An error refuses the
 	// request: with 403 and 4403 if it Is web.ErrForbidden, else with 401 and
-	// 4401; its text goes to Logger alone. It is called from many goroutines at
-	// once and should heed the request's context.
+	// 4401; its text goes to Logger alone, and must not quote credentials. It is
+	// called from many goroutines at once and should heed the request's context.
 	Authenticate func(*http.Request) (Identity, error)
 	// Refresh tells whether token, which a client that is connected as id sends
 	// before its credentials expire, extends them; nil: clients reconnect
 	// instead. It returns the user as before, or the client is refused, and the
 	// new Expires. An error leaves everything as it was; its text goes to Logger
-	// alone. It has 5 s, until ctx ends, and should heed that. One call at a time
-	// for a connection.
+	// alone, without the token if it quotes that whole. It has 5 s, until ctx
+	// ends, and should heed that: until it returns the connection keeps its place.
+	// One call at a time for a connection.
 	Refresh func(ctx context.Context, id Identity, token string) (Identity, error)
 	// OriginPatterns are the origins that browsers may connect from, beside the
 	// host that they connect to: hosts, or scheme://host, as path.Match has
@@ -80,7 +81,8 @@ type Config struct {
 	// 20 s. It should be well below the Gateway's SessionTimeout.
 	PingInterval time.Duration
 	// PongTimeout is how long the answer to a ping may take, and how long a
-	// frame or message that has begun may take to be complete; default 10 s.
+	// frame or message that has begun may take to be complete; default 10 s. For
+	// a ping, a pong or a close frame it is 4 s at most.
 	PongTimeout time.Duration
 	// WriteTimeout is how long the peer may take to make room for a frame, or
 	// for the frames of one batch; default 10 s. A peer that does not is gone at
