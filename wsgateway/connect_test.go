@@ -401,6 +401,47 @@ func TestTickets(t *testing.T) {
 	})
 }
 
+// TestAnEndBeforeTheUpgrade has a session end between RegisterSession and the 101.
+func TestAnEndBeforeTheUpgrade(t *testing.T) {
+	for _, batches := range []bool{false, true} {
+		for _, test := range []struct {
+			name string
+			code int
+			end  func(h *Handler, g *notification.Gateway, s *notification.Session)
+		}{
+			{"a gap", 4100, func(_ *Handler, g *notification.Gateway, _ *notification.Session) { g.Gap() }},
+			{"its Close", 1000, func(_ *Handler, _ *notification.Gateway, s *notification.Session) { _ = s.Close() }},
+			{"the Shutdown of the Handler", 1001, func(h *Handler, _ *notification.Gateway, _ *notification.Session) {
+				over, cancel := context.WithCancel(t.Context()) // it does not wait, and finds nobody to end
+				cancel()
+				require.ErrorIs(t, h.Shutdown(over), context.Canceled)
+			}},
+		} {
+			t.Run(fmt.Sprintf("by %s is told behind the welcome (batches %v)", test.name, batches), func(t *testing.T) {
+				s := serve(t, notification.GatewayConfig{HistoryMessages: 1024}, Config{})
+				s.handler.sessions = sessions(func(cfg notification.SessionConfig) (*notification.Session, error) {
+					session, err := s.gateway.RegisterSession(cfg)
+					if err == nil {
+						test.end(s.handler, s.gateway, session)
+					}
+					return session, err
+				})
+				c := s.dial("alice", batches, "cursor=")
+				if batches {
+					require.Equal(t, "welcome", c.frame().Action)
+				}
+				require.Equal(t, test.code, int(c.goodbye().Code))
+				s.noConnections()
+				s.noSessions()
+				stats := s.handler.Stats()
+				require.EqualValues(t, 1, stats.Accepted)
+				require.Zero(t, stats.Connections)
+				require.Equal(t, map[web.Code]uint64{web.Code(test.code): 1}, stats.Closed)
+			})
+		}
+	}
+}
+
 // TestASlowAuthenticate takes longer than the http.Server allows for an answer.
 func TestASlowAuthenticate(t *testing.T) {
 	for _, secure := range []bool{false, true} {

@@ -558,6 +558,14 @@ func TestHostileConnections(t *testing.T) {
 	require.NoError(t, honest.ws.CloseNow())
 	for range heard {
 	}
+	s.noConnections()
+	stats := s.handler.Stats()
+	closed := uint64(0)
+	for _, n := range stats.Closed {
+		closed += n
+	}
+	require.Zero(t, stats.Connections)
+	require.Equal(t, stats.Accepted, closed, "who was accepted has ended, as something: %v", stats.Closed)
 	eventually(t, "no goroutine left behind", func() bool { return runtime.NumGoroutine() <= routines })
 	eventually(t, "no descriptor left behind", func() bool { return descriptors(t) <= fds })
 }
