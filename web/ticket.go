@@ -2,6 +2,7 @@ package web
 
 import (
 	"cmp"
+	"container/list"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -48,8 +49,9 @@ func TicketOf(r *http.Request) string { return r.URL.Query().Get(TicketParam) }
 type TicketConfig struct {
 	// Life is how long a ticket holds; default 30 s.
 	Life time.Duration
-	// Most bounds how many are kept; default 100,000, some 20 MB. The oldest
-	// make room for new ones, so that the store cannot be made to refuse.
+	// Most bounds how many wait to be redeemed; default 100,000, some 20 MB. The
+	// oldest make room for new ones, so that the store cannot be made to refuse;
+	// bound how often a user may ask, or one makes it forget everybody's.
 	Most int
 }
 
@@ -61,13 +63,14 @@ type Tickets struct {
 	most int
 
 	mu     sync.Mutex
-	issued map[string]issued // guarded by mu: by ticket
-	order  []string          // guarded by mu: the tickets in the order in which they expire, redeemed ones too
+	issued map[string]*list.Element // guarded by mu: by ticket
+	order  list.List                // guarded by mu: of issued, in the order in which they expire
 }
 
 type issued struct {
-	id Identity
-	at time.Time
+	ticket string
+	id     Identity
+	at     time.Time
 }
 
 // NewTickets returns an empty store. A negative value is notification.ErrInvalid,
@@ -82,7 +85,7 @@ func NewTickets(cfg TicketConfig) (*Tickets, error) {
 	return &Tickets{
 		life:   cmp.Or(cfg.Life, 30*time.Second),
 		most:   cmp.Or(cfg.Most, 100_000),
-		issued: make(map[string]issued),
+		issued: make(map[string]*list.Element),
 	}, nil
 }
 
@@ -96,12 +99,10 @@ func (t *Tickets) Issue(_ context.Context, id Identity) (string, error) {
 	ticket := rand.Text()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for len(t.order) > 0 && (len(t.order) >= t.most || t.expired(t.order[0], now)) {
-		delete(t.issued, t.order[0])
-		t.order = t.order[1:]
+	for oldest := t.order.Front(); oldest != nil && (t.order.Len() >= t.most || t.expired(oldest, now)); oldest = t.order.Front() {
+		t.forget(oldest)
 	}
-	t.issued[ticket] = issued{id, now}
-	t.order = append(t.order, ticket)
+	t.issued[ticket] = t.order.PushBack(issued{ticket, id, now})
 	return ticket, nil
 }
 
@@ -111,15 +112,20 @@ func (t *Tickets) Redeem(_ context.Context, ticket string) (Identity, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	found, ok := t.issued[ticket]
-	if !ok || t.expired(ticket, now) {
+	if !ok || t.expired(found, now) {
 		return Identity{}, ErrTicket
 	}
-	delete(t.issued, ticket)
-	return found.id, nil
+	return t.forget(found).id, nil
 }
 
-// expired reports whether a ticket has expired or was redeemed. t.mu is held.
-func (t *Tickets) expired(ticket string, now time.Time) bool {
-	found, ok := t.issued[ticket]
-	return !ok || now.Sub(found.at) >= t.life
+// expired reports whether a ticket has expired.
+func (t *Tickets) expired(e *list.Element, now time.Time) bool {
+	return now.Sub(e.Value.(issued).at) >= t.life
+}
+
+// forget takes a ticket away. t.mu is held.
+func (t *Tickets) forget(e *list.Element) issued {
+	found := t.order.Remove(e).(issued)
+	delete(t.issued, found.ticket)
+	return found
 }

@@ -154,7 +154,7 @@ func TestTickets(t *testing.T) {
 				require.NoError(t, err)
 			}
 			require.Empty(t, store.issued)
-			require.LessOrEqual(t, len(store.order), 1)
+			require.Zero(t, store.order.Len())
 		})
 	})
 	t.Run("over Most the oldest make room", func(t *testing.T) {
@@ -166,6 +166,16 @@ func TestTickets(t *testing.T) {
 			_, err = store.Redeem(t.Context(), ticket)
 			require.NoError(t, err)
 		}
+	})
+	t.Run("those that were redeemed take nobody's room", func(t *testing.T) {
+		store := stands(t, TicketConfig{Most: 2})
+		waits := issue(t, store, "alice")
+		for range 10 {
+			_, err := store.Redeem(t.Context(), issue(t, store, "bob"))
+			require.NoError(t, err)
+		}
+		_, err := store.Redeem(t.Context(), waits)
+		require.NoError(t, err)
 	})
 	t.Run("of many who redeem it at once, one succeeds", func(t *testing.T) {
 		store := stands(t, TicketConfig{})
