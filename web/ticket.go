@@ -47,20 +47,20 @@ func TicketOf(r *http.Request) string { return r.URL.Query().Get(TicketParam) }
 
 // TicketConfig configures Tickets. Zero is the default, negative is invalid.
 type TicketConfig struct {
-	// Life is how long a ticket holds; default 30 s.
-	Life time.Duration
-	// Most bounds how many wait to be redeemed; default 100,000, some 20 MB. The
+	// TTL is how long a ticket holds; default 30 s.
+	TTL time.Duration
+	// MaxTickets bounds how many wait to be redeemed; default 100,000, some 20 MB. The
 	// oldest make room for new ones, so that the store cannot be made to refuse;
 	// bound how often a user may ask, or one makes it forget everybody's.
-	Most int
+	MaxTickets int
 }
 
 // Tickets is a TicketStore in memory, for one process. NewTickets makes one. No
 // goroutine runs for it: what has expired goes when the next one is issued.
 type Tickets struct {
 	// immutable after NewTickets
-	life time.Duration
-	most int
+	ttl time.Duration
+	max int
 
 	mu     sync.Mutex
 	issued map[string]*list.Element // guarded by mu: by ticket
@@ -76,15 +76,15 @@ type issued struct {
 // NewTickets returns an empty store. A negative value is notification.ErrInvalid,
 // and the error names the field.
 func NewTickets(cfg TicketConfig) (*Tickets, error) {
-	if cfg.Life < 0 {
-		return nil, fmt.Errorf("%w: TicketConfig.Life %s is negative", notification.ErrInvalid, cfg.Life)
+	if cfg.TTL < 0 {
+		return nil, fmt.Errorf("%w: TicketConfig.TTL %s is negative", notification.ErrInvalid, cfg.TTL)
 	}
-	if cfg.Most < 0 {
-		return nil, fmt.Errorf("%w: TicketConfig.Most %d is negative", notification.ErrInvalid, cfg.Most)
+	if cfg.MaxTickets < 0 {
+		return nil, fmt.Errorf("%w: TicketConfig.MaxTickets %d is negative", notification.ErrInvalid, cfg.MaxTickets)
 	}
 	return &Tickets{
-		life:   cmp.Or(cfg.Life, 30*time.Second),
-		most:   cmp.Or(cfg.Most, 100_000),
+		ttl:    cmp.Or(cfg.TTL, 30*time.Second),
+		max:    cmp.Or(cfg.MaxTickets, 100_000),
 		issued: make(map[string]*list.Element),
 	}, nil
 }
@@ -99,7 +99,7 @@ func (t *Tickets) Issue(_ context.Context, id Identity) (string, error) {
 	ticket := rand.Text()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for oldest := t.order.Front(); oldest != nil && (t.order.Len() >= t.most || t.expired(oldest, now)); oldest = t.order.Front() {
+	for oldest := t.order.Front(); oldest != nil && (t.order.Len() >= t.max || t.expired(oldest, now)); oldest = t.order.Front() {
 		t.forget(oldest)
 	}
 	t.issued[ticket] = t.order.PushBack(issued{ticket, id, now})
@@ -120,7 +120,7 @@ func (t *Tickets) Redeem(_ context.Context, ticket string) (Identity, error) {
 
 // expired reports whether a ticket has expired.
 func (t *Tickets) expired(e *list.Element, now time.Time) bool {
-	return now.Sub(e.Value.(issued).at) >= t.life
+	return now.Sub(e.Value.(issued).at) >= t.ttl
 }
 
 // forget takes a ticket away. t.mu is held.

@@ -81,12 +81,12 @@ func TestCodeOf(t *testing.T) {
 }
 
 func TestTicketConfig(t *testing.T) {
-	_, err := NewTickets(TicketConfig{Life: -1})
+	_, err := NewTickets(TicketConfig{TTL: -1})
 	require.ErrorIs(t, err, notification.ErrInvalid)
-	require.ErrorContains(t, err, "Life")
-	_, err = NewTickets(TicketConfig{Most: -1})
+	require.ErrorContains(t, err, "TTL")
+	_, err = NewTickets(TicketConfig{MaxTickets: -1})
 	require.ErrorIs(t, err, notification.ErrInvalid)
-	require.ErrorContains(t, err, "Most")
+	require.ErrorContains(t, err, "MaxTickets")
 }
 
 func TestTickets(t *testing.T) {
@@ -130,7 +130,7 @@ func TestTickets(t *testing.T) {
 			require.ErrorIs(t, err, notification.ErrInvalid)
 		}
 	})
-	t.Run("it holds for its life and no longer", func(t *testing.T) {
+	t.Run("it holds for its TTL and no longer", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			store := stands(t, TicketConfig{})
 			early, late := issue(t, store, "alice"), issue(t, store, "alice")
@@ -157,8 +157,8 @@ func TestTickets(t *testing.T) {
 			require.Zero(t, store.order.Len())
 		})
 	})
-	t.Run("over Most the oldest make room", func(t *testing.T) {
-		store := stands(t, TicketConfig{Most: 2})
+	t.Run("over MaxTickets the oldest make room", func(t *testing.T) {
+		store := stands(t, TicketConfig{MaxTickets: 2})
 		first, second, third := issue(t, store, "a"), issue(t, store, "b"), issue(t, store, "c")
 		_, err := store.Redeem(t.Context(), first)
 		require.ErrorIs(t, err, ErrTicket)
@@ -168,7 +168,7 @@ func TestTickets(t *testing.T) {
 		}
 	})
 	t.Run("those that were redeemed take nobody's room", func(t *testing.T) {
-		store := stands(t, TicketConfig{Most: 2})
+		store := stands(t, TicketConfig{MaxTickets: 2})
 		waits := issue(t, store, "alice")
 		for range 10 {
 			_, err := store.Redeem(t.Context(), issue(t, store, "bob"))
