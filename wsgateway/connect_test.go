@@ -106,6 +106,46 @@ func TestOrderAtConnect(t *testing.T) {
 	})
 }
 
+// TestOrigins has what browsers send, and what they never would.
+func TestOrigins(t *testing.T) {
+	s := serve(t, notification.GatewayConfig{}, Config{OriginPatterns: []string{"*.friend.example", "https://exact.example:8443"}})
+	for _, test := range []struct {
+		name, host, origin string
+		in                 bool
+	}{
+		{"the host itself", "here.example", "https://here.example", true},
+		{"the host in other letters", "Here.Example", "https://hERE.example", true},
+		{"the host and its port", "here.example:8080", "http://here.example:8080", true},
+		{"an address of IPv6", "[::1]:8080", "http://[::1]:8080", true},
+		{"a friend in other letters", "here.example", "https://WWW.Friend.Example", true},
+		{"a friend with scheme and port", "here.example", "https://exact.example:8443", true},
+		{"the host with another port", "here.example:8080", "http://here.example:8081", false},
+		{"another address of IPv6", "[::1]:8080", "http://[::2]:8080", false},
+		{"the host as the user of another", "here.example", "https://here.example@foe.example", false},
+		{"the host as a beginning", "here.example", "https://here.example.foe.example", false},
+		{"the host as an end", "here.example", "https://foe-here.example", false},
+		{"the host in the path of another", "here.example", "https://foe.example/here.example", false},
+		{"a friend's end alone", "here.example", "https://foefriend.example", false},
+		{"a friend over another scheme", "here.example", "http://exact.example:8443", false},
+		{"a page without an origin", "here.example", "null", false},
+		{"what is no URL", "here.example", "https://[here.example", false},
+		{"a name without a scheme", "here.example", "here.example", false},
+	} {
+		t.Run(fmt.Sprintf("%s is let in: %v", test.name, test.in), func(t *testing.T) {
+			nc, err := net.Dial("tcp", s.addr)
+			require.NoError(t, err)
+			defer nc.Close()
+			require.NoError(t, nc.SetDeadline(time.Now().Add(patience)))
+			_, err = fmt.Fprintf(nc, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"+
+				"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Bearer alice\r\nOrigin: %s\r\n\r\n", test.host, test.origin)
+			require.NoError(t, err)
+			resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+			require.NoError(t, err)
+			require.Equal(t, map[bool]int{true: 101, false: 403}[test.in], resp.StatusCode)
+		})
+	}
+}
+
 func TestBodies(t *testing.T) {
 	var asked atomic.Int32
 	s := serve(t, notification.GatewayConfig{}, Config{MaxConnections: 3, Authenticate: func(r *http.Request) (Identity, error) {
