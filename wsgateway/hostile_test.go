@@ -453,6 +453,12 @@ func TestHostileConnections(t *testing.T) {
 	cfg := impatient
 	cfg.PingInterval, cfg.PongTimeout, cfg.CommandsPerSecond = 500*time.Millisecond, 2*time.Second, 10
 	s := serve(t, notification.GatewayConfig{}, cfg)
+	// The honest client is at a Handler of its own, on the same Gateway: a machine
+	// that is busy with the attacks makes it slow too, and its deadlines have to
+	// have room for that.
+	patient, err := New(s.gateway, Config{Authenticate: authenticate})
+	require.NoError(t, err)
+	other := serveHandler(t, patient)
 	require.NoError(t, s.dial("first", false, "").ws.CloseNow())
 	eventually(t, "all that serves, and nobody else", func() bool { return s.gateway.Stats().Ended.Closed == 1 && taken(s) == 0 })
 	fds, routines := descriptors(t), runtime.NumGoroutine()
@@ -525,7 +531,12 @@ func TestHostileConnections(t *testing.T) {
 			untilClosed(t, c)
 		})
 	}
-	honest := s.dial("alice", false, "")
+	var honest *client
+	eventually(t, "a connection of an honest client", func() bool { // as above
+		ws, _, err := other.tryDial("alice", false, "", nil)
+		honest = &client{t, ws}
+		return err == nil
+	})
 	heard := make(chan string, n) // it reads all the time, and so answers pings
 	go func() {                   // ends with the connection
 		defer close(heard)
