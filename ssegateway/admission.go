@@ -72,18 +72,20 @@ func (h *Handler) admit(s *stream, w http.ResponseWriter, r *http.Request) bool 
 		return h.refuse(w, r, http.StatusUnauthorized, "", err)
 	}
 	s.user, s.expires = who.UserID, who.Expires
-	switch giveWay, ok := h.door.Claim(s); {
-	case !ok:
-		return h.later(w, r, "no more connections")
-	case giveWay != nil:
-		giveWay.end(ending{code: web.CodeReplaced, text: "replaced by a newer session"})
-	}
 	channels, cursor, err := door.ParseQuery(r.URL)
 	if err == nil {
 		s.batches, err = parseBatch(r.URL)
 	}
 	if err != nil {
 		return h.refuse(w, r, http.StatusBadRequest, err.Error(), err)
+	}
+	// Behind all that can be wrong with the request: nobody gives way to one that
+	// is refused.
+	switch giveWay, ok := h.door.Claim(s); {
+	case !ok:
+		return h.later(w, r, "no more connections")
+	case giveWay != nil:
+		giveWay.end(ending{code: web.CodeReplaced, text: "replaced by a newer session"})
 	}
 	if id := r.Header.Get("Last-Event-ID"); id != "" {
 		cursor = id // it is younger than what the page's URL says

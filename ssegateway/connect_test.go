@@ -58,8 +58,12 @@ func TestOrderAtConnect(t *testing.T) {
 		require.Equal(t, 403, s.status("channels=gossip", http.Header{"Sec-Fetch-Site": {"cross-site"}}))
 	})
 	require.Equal(t, before, asked.Load())
-	t.Run("with no room left, who has no stream here is to come back later, whatever the query", func(t *testing.T) {
-		require.Equal(t, 1013, s.open("user=bob&channels=gossip", "").goodbye().Code)
+	t.Run("with no room left, who has no stream here is to come back later", func(t *testing.T) {
+		require.Equal(t, 1013, s.open("user=bob", "").goodbye().Code)
+	})
+	t.Run("and nobody gives way to a bad query", func(t *testing.T) {
+		require.Equal(t, 400, s.status("user=alice&channels=gossip", nil))
+		require.Equal(t, 1, s.gateway.Stats().Sessions)
 	})
 	full.close()
 	s.noStreams()
