@@ -29,7 +29,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"path"
 	"slices"
 	"time"
 
@@ -93,10 +92,8 @@ func (c *Config) setDefaults() error {
 	if c.Authenticate == nil {
 		return fmt.Errorf("%w: Config.Authenticate is nil", notification.ErrInvalid)
 	}
-	for i, p := range c.OriginPatterns {
-		if _, err := path.Match(p, ""); err != nil {
-			return fmt.Errorf("%w: Config.OriginPatterns[%d] %q: %w", notification.ErrInvalid, i, p, err)
-		}
+	if err := door.CheckOrigins(c.OriginPatterns); err != nil {
+		return err
 	}
 	for _, f := range []struct {
 		name  string

@@ -32,7 +32,6 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
-	"path"
 	"slices"
 	"time"
 
@@ -126,10 +125,8 @@ func (c *Config) setDefaults() error {
 	if c.Authenticate == nil {
 		return fmt.Errorf("%w: Config.Authenticate is nil", notification.ErrInvalid)
 	}
-	for i, p := range c.OriginPatterns {
-		if _, err := path.Match(p, ""); err != nil {
-			return fmt.Errorf("%w: Config.OriginPatterns[%d] %q: %w", notification.ErrInvalid, i, p, err)
-		}
+	if err := door.CheckOrigins(c.OriginPatterns); err != nil {
+		return err
 	}
 	for _, f := range []struct {
 		name  string

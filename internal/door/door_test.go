@@ -118,7 +118,7 @@ func TestDoor(t *testing.T) {
 				require.True(t, told())
 			}
 			require.False(t, told())
-			time.Sleep(10 * time.Millisecond)
+			nap(10 * time.Millisecond)
 			require.True(t, told())
 			require.False(t, told())
 		})
@@ -240,7 +240,7 @@ func TestFullLog(t *testing.T) {
 				f.Note(log, "refused", "no room")
 			}
 			require.Equal(t, 1, strings.Count(text.String(), "no room"))
-			time.Sleep(logEvery)
+			nap(logEvery)
 			f.Note(log, "refused", "no room")
 			require.Equal(t, 2, strings.Count(text.String(), "no room"))
 			require.Contains(t, text.String(), `"refused since the last such line"=19`)
@@ -267,3 +267,6 @@ func TestCounters(t *testing.T) {
 	require.EqualValues(t, 100, s.BytesOut)
 	require.EqualValues(t, 1, s.WriteLatency.Count())
 }
+
+// nap sleeps in virtual time.
+func nap(d time.Duration) { time.Sleep(d) }
