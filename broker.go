@@ -169,12 +169,15 @@ func (b *Broker) message(n *Notification) (*Message, error) {
 }
 
 // RegisterGateway routes the users of g's sessions, present and future, to g.
-// It returns ErrReceiverExists if g's ID is taken, ErrInvalid if g is nil or
-// belongs to another Broker, ErrClosed if either is shutting down. A Gateway that
+// It returns ErrReceiverExists if g's ID is taken, ErrInvalid if g is nil, has a
+// Log or belongs to another Broker, ErrClosed if either is shutting down. A Gateway that
 // was registered before has missed what was published since: its Gap is called.
 func (b *Broker) RegisterGateway(g *Gateway) error {
 	if g == nil {
 		return fmt.Errorf("%w: Gateway is nil", ErrInvalid)
+	}
+	if g.cfg.Log != nil {
+		return fmt.Errorf("%w: gateway %q has a Log, and a Broker's messages have no numbers of it", ErrInvalid, g.id)
 	}
 	r := newReceiver(g.id, g.Inbox())
 	r.gap, r.gateway = g.Gap, g

@@ -73,6 +73,11 @@ type GatewayConfig struct {
 	// has been away the longest first; with none of those left, whoever gets a
 	// message loses the oldest of its lane.
 	HistoryTotal int
+	// Log is what the messages come from that this Gateway is fed, with numbers
+	// (NewMessageAt); it makes cursors good at every Gateway of the same Log. It
+	// needs HistoryMessages. Nil: the Gateway numbers what a Broker, or whoever
+	// feeds it, sends.
+	Log Log
 	// Logger gets what an operator must know; nil discards.
 	Logger *slog.Logger
 }
@@ -117,6 +122,9 @@ func (c *GatewayConfig) setDefaults() error {
 	}
 	if c.HistoryMessages != 0 && c.HistoryMessages < c.OutboxMessages || c.HistoryMessages > math.MaxInt32 {
 		return fmt.Errorf("%w: HistoryMessages %d is neither 0 nor within OutboxMessages %d and 2^31-1", ErrInvalid, c.HistoryMessages, c.OutboxMessages)
+	}
+	if c.Log != nil && c.HistoryMessages == 0 {
+		return fmt.Errorf("%w: Log needs HistoryMessages, which is 0", ErrInvalid)
 	}
 	for _, f := range []struct {
 		name  string
@@ -185,7 +193,7 @@ func NewGateway(id string, cfg GatewayConfig) (*Gateway, error) {
 		shards: make([]shard, min(cfg.Pushers, runtime.GOMAXPROCS(0))),
 	}
 	if cfg.HistoryMessages > 0 {
-		g.history = newHistoryStore(cfg.HistoryMessages, cfg.HistoryTotal)
+		g.history = newHistoryStore(cfg.HistoryMessages, cfg.HistoryTotal, cfg.Log)
 	}
 	for p := range g.inbox {
 		g.inbox[p] = make(chan *Message, cfg.InboxCapacity)
@@ -212,12 +220,13 @@ func (g *Gateway) Inbox() Inbox {
 	return in
 }
 
-// Gap ends every session with ErrGap and makes every cursor void. The Broker
-// calls it when something accepted will not arrive; whoever feeds the inbox
-// without a Broker may too. It works in slices, and returns when it is done.
+// Gap ends every session with ErrGap and makes every cursor void; with a Log only
+// when that has another epoch. The Broker calls it when something accepted will
+// not arrive; whoever feeds the inbox without a Broker may too. It works in
+// slices, and returns when it is done.
 func (g *Gateway) Gap() {
 	g.log.Debug("gap: ending every session") // the Broker has said why, once
-	g.roster.void()
+	g.roster.void(g.reader.renew)
 	g.endAll(ErrGap)
 }
 
@@ -228,6 +237,10 @@ func (g *Gateway) Gap() {
 // shuts down. With cfg.After the session starts right behind that cursor, or the
 // error is ErrCursorGone if that is no longer possible without a hole. A user that
 // has MaxSessionsPerUser already loses the oldest, with ErrSessionReplaced.
+//
+// With cfg.After at a Gateway with a Log it may ask that for what was missed, and
+// wait for it: 5 s at most, then the error is ErrTryAgain, as it is if the Log
+// fails.
 func (g *Gateway) RegisterSession(cfg SessionConfig) (*Session, error) {
 	if err := checkID("SessionConfig.ID", cfg.ID); err != nil {
 		return nil, err
@@ -244,7 +257,12 @@ func (g *Gateway) RegisterSession(cfg SessionConfig) (*Session, error) {
 		}
 	}
 	s := newSession(g, &cfg)
-	if err := s.register(&cfg); err != nil {
+	register := s.register
+	if g.cfg.Log != nil && cfg.After != (Cursor{}) {
+		register = s.registerBehind
+	}
+	if err := register(&cfg); err != nil {
+		s.cancel(err)
 		return nil, err
 	}
 	for {

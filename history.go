@@ -2,6 +2,7 @@ package notification
 
 import (
 	"iter"
+	"math"
 	"math/rand/v2"
 	"sort"
 	"sync"
@@ -11,7 +12,7 @@ import (
 // A historyStore is what a Gateway keeps for sessions that resume behind a
 // Cursor: a history for each user, and one of what went to AllUsers, which is
 // kept once for all. Every message that is kept gets the next sequence number of
-// its lane, so that the two can be merged.
+// its lane, so that the two can be merged; with a Log every message has one.
 //
 // The outbox is not read from the history: it may grow to many times its bound
 // while the history evicts, and without a history it must stand alone. What both
@@ -20,12 +21,13 @@ type historyStore struct {
 	// immutable
 	perLane int   // messages of a lane in one history
 	total   int64 // messages in the histories of all users
+	log     Log   // nil: the reader gives the numbers
 	all     *history
 
 	// epoch is what cursors are bound to. It changes, under roster.mu, when
-	// something is missing from the histories.
+	// something is missing from the histories; with a Log when the Log's has.
 	epoch atomic.Uint64
-	last  [NumPriorities]atomic.Uint64 // the last number given in each lane; the reader gives them
+	last  [NumPriorities]atomic.Uint64 // the last number in each lane that has come through the reader
 	kept  atomic.Int64                 // messages in the users' histories
 }
 
@@ -37,10 +39,13 @@ type history struct {
 	// what came while nobody knew the user has no number, so that the numbers of
 	// a cursor from before cannot tell that it is missing.
 	key uint64
+	// epoch is whose numbers those are, with a Log. Immutable but for that of all,
+	// which is guarded by mu, and under all.mu store.last does not change its epoch.
+	epoch uint64
 
-	mu     sync.Mutex
-	lanes  [NumPriorities]historyLane // guarded by mu
-	closed bool                       // guarded by mu: the user was forgotten, while a message was on its way here perhaps
+	mu    sync.Mutex
+	begin [NumPriorities]uint64      // guarded by mu: what has a number up to this is not kept
+	lanes [NumPriorities]historyLane // guarded by mu
 }
 
 // A historyLane is a ring that grows on demand.
@@ -52,22 +57,38 @@ type historyLane struct {
 	evicted [numChannels]uint64
 }
 
-func newHistoryStore(perLane, total int) *historyStore {
-	st := &historyStore{perLane: perLane, total: int64(total)}
-	st.epoch.Store(rand.Uint64())
+func newHistoryStore(perLane, total int, log Log) *historyStore {
+	st := &historyStore{perLane: perLane, total: int64(total), log: log}
+	if log == nil {
+		st.epoch.Store(rand.Uint64())
+	} else {
+		st.epoch.Store(log.Epoch())
+	}
 	st.all = st.newHistory()
 	return st
 }
 
 // newHistory returns one that begins now: whatever was numbered before counts as
-// evicted.
+// evicted. With a Log it must begin again once its user is in the table.
 func (st *historyStore) newHistory() *history {
 	h := &history{store: st, key: rand.Uint64()}
-	h.evictUpTo(st.now())
+	if st.log != nil {
+		h.epoch = st.epoch.Load()
+	}
+	h.evictUpTo(st.ahead())
 	return h
 }
 
-// now returns the last number given in each lane.
+// ahead returns the last number in each lane of what the reader may still get for
+// users that were not in the table when it was handed over.
+func (st *historyStore) ahead() (seqs [NumPriorities]uint64) {
+	if st.log == nil {
+		return st.now()
+	}
+	return st.log.At()
+}
+
+// now returns the last number in each lane that has come through the reader.
 func (st *historyStore) now() (seqs [NumPriorities]uint64) {
 	for p := range seqs {
 		seqs[p] = st.last[p].Load()
@@ -81,15 +102,61 @@ func (st *historyStore) now() (seqs [NumPriorities]uint64) {
 func (st *historyStore) append(h *history, m *Message) (seq uint64, over bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	p := m.priority
-	seq = st.last[p].Load() + 1
-	if !h.closed && h.push(seq, m) && h != st.all {
-		over = st.kept.Add(1) > st.total
-	}
+	seq = st.last[m.priority].Load() + 1
+	over = h.add(seq, m)
 	// Last, and under the lock: whoever has read a number finds its message in
 	// the history, or still waits for the lock.
-	st.last[p].Store(seq)
+	st.last[m.priority].Store(seq)
 	return seq, over
+}
+
+// keep is append for a message that has its number from the Log, in an epoch that
+// may have ended since it was sent.
+func (st *historyStore) keep(h *history, m *Message, seq, epoch uint64) (over bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h != st.all {
+		st.all.mu.Lock()
+		defer st.all.mu.Unlock()
+	}
+	if h.epoch == epoch {
+		over = h.add(seq, m)
+	}
+	st.passLocked(m.priority, seq, epoch)
+	return over
+}
+
+// pass says that a message of the Log came through the reader that is not kept.
+func (st *historyStore) pass(p Priority, seq, epoch uint64) {
+	st.all.mu.Lock()
+	defer st.all.mu.Unlock()
+	st.passLocked(p, seq, epoch)
+}
+
+// passLocked is pass. all.mu is held.
+func (st *historyStore) passLocked(p Priority, seq, epoch uint64) {
+	if st.all.epoch == epoch {
+		st.last[p].Store(max(seq, st.last[p].Load()))
+	}
+}
+
+// renew begins anew in another epoch of the Log. roster.mu is held.
+func (st *historyStore) renew(epoch uint64) {
+	at := st.log.At()
+	st.all.mu.Lock()
+	defer st.all.mu.Unlock()
+	st.all.epoch, st.all.lanes, st.all.begin = epoch, [NumPriorities]historyLane{}, [NumPriorities]uint64{}
+	st.all.evictUpToLocked(at)
+	for p := range st.last {
+		st.last[p].Store(0)
+	}
+	st.epoch.Store(epoch)
+}
+
+// add keeps a message, and reports whether the users' histories hold too much
+// now. mu is held.
+func (h *history) add(seq uint64, m *Message) (over bool) {
+	return seq > h.begin[m.priority] && h.push(seq, m) && h != h.store.all && h.store.kept.Add(1) > h.store.total
 }
 
 // push reports whether the history has grown, rather than lost its oldest. mu is
@@ -121,11 +188,18 @@ func (h *history) evictOldest(p Priority) {
 	}
 }
 
-// evictUpTo drops what has a number of at most seqs.
+// evictUpTo drops what has a number of at most seqs, and keeps none of that from
+// now on.
 func (h *history) evictUpTo(seqs [NumPriorities]uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.evictUpToLocked(seqs)
+}
+
+// evictUpToLocked is evictUpTo. mu is held.
+func (h *history) evictUpToLocked(seqs [NumPriorities]uint64) {
 	for p := range h.lanes {
+		h.begin[p] = max(h.begin[p], seqs[p])
 		l, before := &h.lanes[p], h.lanes[p].n
 		if l.n > 0 && l.at(l.n-1).seq <= seqs[p] {
 			*l = historyLane{evicted: l.evicted}
@@ -142,12 +216,25 @@ func (h *history) evictUpTo(seqs [NumPriorities]uint64) {
 	}
 }
 
-// close drops everything and keeps nothing from now on.
+// close drops everything and keeps nothing from now on: the user was forgotten,
+// while a message was on its way here perhaps.
 func (h *history) close() {
+	var all [NumPriorities]uint64
+	for p := range all {
+		all[p] = math.MaxUint64
+	}
+	h.evictUpTo(all)
+}
+
+// from returns behind which number of each lane a session of h's user begins that
+// does not resume.
+func (h *history) from() (seqs [NumPriorities]uint64) {
 	h.mu.Lock()
-	h.closed = true
-	h.mu.Unlock()
-	h.evictUpTo(h.store.now())
+	defer h.mu.Unlock()
+	for p, seq := range h.store.now() {
+		seqs[p] = max(seq, h.begin[p])
+	}
+	return seqs
 }
 
 func (h *history) len() (n int) {
@@ -182,6 +269,22 @@ type place struct {
 	seqs   [NumPriorities]uint64
 	filter uint32
 	added  *additions // nil: every channel of filter from seqs on
+	missed *missed    // nil: the histories have all of it
+}
+
+// missed is what a session missed and the histories no longer have: it came from
+// the Log.
+type missed struct {
+	lanes [NumPriorities][]sequenced
+	upTo  [NumPriorities]uint64 // what comes after is in the histories
+}
+
+// inHistory returns behind which number a lane is read from the histories.
+func (at *place) inHistory(p Priority) uint64 {
+	if at.missed == nil {
+		return at.seqs[p]
+	}
+	return max(at.seqs[p], at.missed.upTo[p])
 }
 
 // additions says from which numbers on a channel counts that was added to the
@@ -198,14 +301,23 @@ func (at *place) admits(e sequenced) bool {
 // is held.
 func (h *history) lost(at *place) bool {
 	for p := range h.lanes {
-		for c := ChannelTrade; c < numChannels; c++ {
-			seq := h.lanes[p].evicted[c]
-			if seq > at.seqs[p] && admits(at.filter, c) && (at.added == nil || seq > at.added[c][p]) {
-				return true
-			}
+		if h.lostUpTo(at, Priority(p)) > at.inHistory(Priority(p)) {
+			return true
 		}
 	}
 	return false
+}
+
+// lostUpTo returns the highest number in a lane of what at admits that is no
+// longer there. mu is held.
+func (h *history) lostUpTo(at *place, p Priority) (upTo uint64) {
+	for c := ChannelTrade; c < numChannels; c++ {
+		seq := h.lanes[p].evicted[c]
+		if seq > upTo && admits(at.filter, c) && (at.added == nil || seq > at.added[c][p]) {
+			upTo = seq
+		}
+	}
+	return upTo
 }
 
 // resumable reports whether a session of h's user can start at this place
@@ -216,11 +328,25 @@ func (st *historyStore) resumable(h *history, at *place) bool {
 	st.all.mu.Lock()
 	defer st.all.mu.Unlock()
 	for p, seq := range at.seqs {
-		if seq > st.last[p].Load() {
+		if st.log == nil && seq > st.last[p].Load() { // another Gateway of a Log may be faster
 			return false
 		}
 	}
 	return !h.lost(at) && !st.all.lost(at)
+}
+
+// gone returns up to where the histories no longer have all that at admits,
+// behind at in each lane.
+func (st *historyStore) gone(h *history, at *place) (upTo [NumPriorities]uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	st.all.mu.Lock()
+	defer st.all.mu.Unlock()
+	for p := range upTo {
+		lane := Priority(p)
+		upTo[p] = max(at.seqs[p], h.lostUpTo(at, lane), st.all.lostUpTo(at, lane))
+	}
+	return upTo
 }
 
 // replayScan bounds how many entries of each lane one batch of a replay looks
@@ -241,13 +367,13 @@ func (st *historyStore) read(h *history, at *place, buf []*Message, t *turns) (d
 	defer h.mu.Unlock()
 	st.all.mu.Lock()
 	defer st.all.mu.Unlock()
-	if h.lost(at) || st.all.lost(at) {
+	if h.epoch != st.all.epoch || h.lost(at) || st.all.lost(at) {
 		return d, false, true
 	}
 	var waiting [NumPriorities]int // up to a batch, and one to know that there is more
 	for p := range waiting {
 		looked := 0
-		for e := range merged(&h.lanes[p], &st.all.lanes[p], at.seqs[p]) {
+		for e := range st.behind(h, at, Priority(p)) {
 			if looked++; looked > replayScan || waiting[p] > len(buf) {
 				break
 			}
@@ -260,7 +386,7 @@ func (st *historyStore) read(h *history, at *place, buf []*Message, t *turns) (d
 	all = true
 	for p := range d.counts {
 		left, looked, whole := d.counts[p], 0, true
-		for e := range merged(&h.lanes[p], &st.all.lanes[p], at.seqs[p]) {
+		for e := range st.behind(h, at, Priority(p)) {
 			looked++
 			wanted := at.admits(e)
 			if looked > replayScan || wanted && left == 0 {
@@ -274,13 +400,39 @@ func (st *historyStore) read(h *history, at *place, buf []*Message, t *turns) (d
 			at.seqs[p] = e.seq
 		}
 		if whole { // over what was evicted, too, that the filter does not admit
-			at.seqs[p] = st.last[p].Load()
+			at.seqs[p] = max(at.inHistory(Priority(p)), st.last[p].Load())
 		}
 	}
 	if len(d.messages) == 0 {
 		d.act = actNone
 	}
 	return d, all, false
+}
+
+// behind yields, in order, what stands behind at in a lane. The locks of both
+// histories are held.
+func (st *historyStore) behind(h *history, at *place, p Priority) iter.Seq[sequenced] {
+	kept := merged(&h.lanes[p], &st.all.lanes[p], at.inHistory(p))
+	if at.missed == nil {
+		return kept
+	}
+	list := at.missed.lanes[p]
+	taken := sort.Search(len(list), func(i int) bool { return list[i].seq > at.seqs[p] })
+	clear(list[:taken]) // keep no message alive
+	list = list[taken:]
+	at.missed.lanes[p] = list
+	return func(yield func(sequenced) bool) {
+		for _, e := range list {
+			if !yield(e) {
+				return
+			}
+		}
+		for e := range kept {
+			if !yield(e) {
+				return
+			}
+		}
+	}
 }
 
 // merged yields, in order, what two lanes hold over number seq.

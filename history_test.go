@@ -42,7 +42,7 @@ type naiveEntry struct {
 }
 
 func newNaiveStore(perLane, total int) *naiveStore {
-	st := newHistoryStore(perLane, total)
+	st := newHistoryStore(perLane, total, nil)
 	return &naiveStore{st: st, all: &naiveHistory{h: st.all}}
 }
 
@@ -278,7 +278,7 @@ func (at place) notOver(limit [NumPriorities]uint64) (seqs [NumPriorities]uint64
 func TestHistoryByItself(t *testing.T) {
 	m := func(ch Channel, p Priority) *Message { return NewMessage(on(ch, "m", "u", p)) }
 	t.Run("a ring takes no memory before there is a message, and none after the last was dropped", func(t *testing.T) {
-		st := newHistoryStore(1000, 1000)
+		st := newHistoryStore(1000, 1000, nil)
 		h := st.newHistory()
 		require.Nil(t, h.lanes[P1].ring)
 		for n := range 1000 {
@@ -290,7 +290,7 @@ func TestHistoryByItself(t *testing.T) {
 		require.Nil(t, h.lanes[P1].ring)
 	})
 	t.Run("a message to a closed history gets a number and is not kept", func(t *testing.T) {
-		st := newHistoryStore(4, 4)
+		st := newHistoryStore(4, 4, nil)
 		h := st.newHistory()
 		st.append(h, m(ChannelTrade, P1))
 		h.close()
@@ -301,13 +301,13 @@ func TestHistoryByItself(t *testing.T) {
 		require.Zero(t, st.kept.Load())
 	})
 	t.Run("two histories of one user have keys that differ, because nobody kept what came in between", func(t *testing.T) {
-		st := newHistoryStore(4, 4)
+		st := newHistoryStore(4, 4, nil)
 		require.NotEqual(t, st.newHistory().key, st.newHistory().key)
 	})
 	for _, to := range []string{"the user", "all"} {
 		t.Run("one read looks at a bounded number of messages to "+to+" that are not wanted", func(t *testing.T) {
 			const unwanted = 3*replayScan + 10
-			st := newHistoryStore(2*unwanted, 2*unwanted)
+			st := newHistoryStore(2*unwanted, 2*unwanted, nil)
 			h := st.newHistory()
 			in := h
 			if to == "all" {
@@ -341,7 +341,7 @@ func TestHistoryByItself(t *testing.T) {
 // One goroutine appends, as the reader does; others read and evict.
 func TestHistoryRaces(t *testing.T) {
 	withProcs(t, func(t *testing.T) {
-		st := newHistoryStore(64, 200)
+		st := newHistoryStore(64, 200, nil)
 		h := st.newHistory()
 		total := uint64(sized(100_000, 20_000))
 		var wg sync.WaitGroup

@@ -311,6 +311,16 @@ func dataOf(p Payload) unsafe.Pointer {
 	return (*[2]unsafe.Pointer)(unsafe.Pointer(&p))[1]
 }
 
+// numberedOf returns what m is the first field of. Only NewMessageAt and the
+// Gateway set Message.numbered, in the Message of a numbered, which begins at the
+// same address; the pointer keeps the whole of it alive.
+func numberedOf(m *Message) *numbered {
+	if !m.numbered {
+		return nil
+	}
+	return (*numbered)(unsafe.Pointer(m))
+}
+
 // stringView returns b's bytes as a string without copying them: b's address with
 // b's length, so no read leaves b, and the string keeps b alive. A string must not
 // change, so nobody may write to b as long as the string, or a part of it, is in

@@ -12,6 +12,7 @@ type Message struct {
 	typ      Type     // copied, so that a caller who writes to n after Publish
 	priority Priority // cannot send it into a lane or channel that does not exist
 	invalid  bool     // made by NewMessage of what is not valid: a Gateway refuses it
+	numbered bool     // it is the first field of a numbered
 
 	once sync.Once
 	json string // guarded by once; a string header is 8 bytes shorter than a slice's

@@ -117,6 +117,9 @@ var (
 	// ErrCursorGone: something behind the cursor is no longer there; load a
 	// snapshot and register without a cursor.
 	ErrCursorGone = errors.New("notification: cursor gone")
+	// ErrTryAgain: the Gateway's Log did not answer in time, or not yet; the cursor
+	// may still be good: register again later, here or elsewhere.
+	ErrTryAgain = errors.New("notification: try again")
 	// ErrCorrupt: the bytes are not an archive, or not a whole one.
 	ErrCorrupt = errors.New("notification: corrupt archive")
 )

@@ -64,6 +64,8 @@ type readLane struct {
 	// for it, so that the order is kept; others go on.
 	m       *Message
 	seq     uint64              // in the history
+	epoch   uint64              // of the Log, as far as the lane has come; 0 without one
+	last    uint64              // number in that epoch
 	rest    []*Session          // who is next
 	buf     [sliceSize]*Session // of rest
 	walk    walk                // to those after rest
@@ -76,14 +78,17 @@ type readLane struct {
 
 	// Whether others' messages come through: whose was the last, when, and when
 	// was the last of somebody else.
-	user        *user // nil: AllUsers
-	at, otherAt int64
+	user            *user // nil: AllUsers
+	cameAt, otherAt int64
 }
 
 func newReader(g *Gateway) *reader {
 	r := &reader{g: g}
 	for p := range r.lanes {
 		r.lanes[p].delays.lane = Priority(p)
+		if g.cfg.Log != nil {
+			r.lanes[p].epoch = g.history.epoch.Load()
+		}
 	}
 	return r
 }
@@ -95,8 +100,8 @@ func (r *reader) run() {
 	r.sweepAt = addTime(r.clock, r.g.cfg.SweepInterval)
 	for p := range r.lanes {
 		l := &r.lanes[p]
-		l.at = r.clock - int64(contestedFor)
-		l.otherAt = l.at
+		l.cameAt = r.clock - int64(contestedFor)
+		l.otherAt = l.cameAt
 	}
 	for !r.g.life.stopped() {
 		r.clock, r.clockAge = now(), 0
@@ -203,13 +208,17 @@ func (r *reader) tick(n int) {
 
 // accept begins with a message off the inbox.
 func (r *reader) accept(p Priority, m *Message) {
-	if m == nil || m.invalid || m.priority != p {
+	l := &r.lanes[p]
+	if r.g.cfg.Log != nil && r.acceptMark(p, m) {
+		r.tick(1)
+		return
+	}
+	if m == nil || m.invalid || m.priority != p || r.g.cfg.Log != nil && !l.follows(m) {
 		r.invalid[p].inc()
 		r.tick(1)
 		return
 	}
 	r.received[p].inc()
-	l := &r.lanes[p]
 	l.m, l.seq = m, 0
 	if m.n.UserID == AllUsers {
 		r.acceptForAll(p, m)
@@ -227,7 +236,7 @@ func (r *reader) acceptForAll(p Priority, m *Message) {
 	l := &r.lanes[p]
 	l.came(nil, r.clock)
 	if r.g.history != nil {
-		l.seq, _ = r.g.history.append(r.g.history.all, m)
+		r.keep(p, r.g.history.all, m)
 	} else if r.g.roster.empty() {
 		r.noSession[p].inc()
 	}
@@ -241,14 +250,14 @@ func (r *reader) acceptForUser(p Priority, m *Message) {
 	if !ok {
 		r.noSession[p].inc()
 		l.m = nil
+		if r.g.cfg.Log != nil {
+			r.g.history.pass(p, l.last, l.epoch)
+		}
 		return
 	}
 	l.came(u, r.clock)
-	if u.history != nil {
-		var over bool
-		if l.seq, over = r.g.history.append(u.history, m); over && !r.g.roster.evictOffline() {
-			u.history.evictOldest(p)
-		}
+	if u.history != nil && r.keep(p, u.history, m) && !r.g.roster.evictOffline() {
+		u.history.evictOldest(p)
 	}
 	if l.rest, ok = u.few(l.buf[:]); !ok {
 		r.g.roster.beginOfUser(&l.walk, u)
@@ -259,12 +268,24 @@ func (r *reader) acceptForUser(p Priority, m *Message) {
 	l.shared = l.walking || len(l.rest) > 1
 }
 
+// keep puts the message at the head of a lane into a history, and reports whether
+// the users' hold too much now.
+func (r *reader) keep(p Priority, h *history, m *Message) (over bool) {
+	l := &r.lanes[p]
+	if r.g.cfg.Log != nil {
+		l.seq = l.last
+		return r.g.history.keep(h, m, l.seq, l.epoch)
+	}
+	l.seq, over = r.g.history.append(h, m)
+	return over
+}
+
 // came notes that a message for a user came through the lane.
 func (l *readLane) came(u *user, at int64) {
 	if u != l.user {
-		l.user, l.otherAt = u, l.at
+		l.user, l.otherAt = u, l.cameAt
 	}
-	l.at = at
+	l.cameAt = at
 }
 
 // contested reports whether somebody else wants to pass: the message at the head
@@ -302,6 +323,9 @@ func (r *reader) work(p Priority) {
 // no room for it.
 func (r *reader) offer(p Priority, s *Session) bool {
 	l := &r.lanes[p]
+	if r.g.cfg.Log != nil && s.user.history.epoch != l.epoch { // its numbers mean nothing to s
+		return true
+	}
 	switch s.offer(l.m, l.seq, r.clock) {
 	case offerFiltered:
 		r.filtered[p].inc()
@@ -530,8 +554,10 @@ func (r *reader) settle() {
 		n := r.handed[p].drop(true)
 		for more := true; more; {
 			select {
-			case <-ch:
-				n++
+			case m := <-ch:
+				if !m.isFence() {
+					n++
+				}
 			default:
 				more = false
 			}

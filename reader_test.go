@@ -325,7 +325,7 @@ func TestReaderHold(t *testing.T) {
 		var l readLane
 		u, v := new(user), new(user)
 		second := int64(time.Second)
-		l.at, l.otherAt = -second, -second
+		l.cameAt, l.otherAt = -second, -second
 		l.came(u, 0)
 		require.False(t, l.contested(1), "the first there ever was")
 		l.came(u, 10)

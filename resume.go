@@ -40,7 +40,7 @@ func (s *Session) replay(p *pusher) delivery {
 		return delivery{act: actEnd, reason: ErrSlowConsumer}
 	}
 	if all {
-		r.replaying, r.at.added = false, nil
+		r.replaying, r.at.added, r.at.missed = false, nil, nil
 	}
 	for p, n := range d.counts {
 		if n > 0 {
@@ -81,7 +81,7 @@ func (s *Session) position() (seqs [NumPriorities]uint64) {
 // Cursor returns where the session has got to. Inside Push that is behind this
 // batch; from any other goroutine it is behind the last batch whose Push returned
 // nil, at first the place of registration. It is the zero Cursor if the Gateway
-// keeps no history. While a Push runs it takes some microseconds, to find out on
+// keeps no history, or if its Log does not know the place any more. While a Push runs it takes some microseconds, to find out on
 // which goroutine it is called.
 func (s *Session) Cursor() Cursor {
 	if s.resume == nil {
@@ -92,10 +92,17 @@ func (s *Session) Cursor() Cursor {
 	s.mu.Unlock()
 	inside := pushing && caller == goroutineID()
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	c := Cursor{epoch: s.resume.epoch, user: s.user.history.key, seqs: s.position()}
 	if s.resume.pushing && !inside {
 		c.seqs = s.resume.before
+	}
+	s.mu.Unlock()
+	log := s.g.cfg.Log
+	if log == nil {
+		return c
+	}
+	if c.user, c.sealed = log.Seal(s.user.id, c.seqs); !c.sealed {
+		return Cursor{}
 	}
 	return c
 }

@@ -75,26 +75,19 @@ func newRoster(cfg *GatewayConfig, history *historyStore, wake chan struct{}) *r
 func (r *roster) register(s *Session, userID string, after Cursor) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed {
-		return fmt.Errorf("%w: the Gateway takes no more sessions", ErrClosed)
+	u, known := r.load(userID)
+	if err := r.open(s); err != nil {
+		return err
 	}
-	if r.byID[s.id] != nil {
-		return fmt.Errorf("%w: %q", ErrSessionExists, s.id)
-	}
-	u, known := r.users.Load(userID)
 	if after != (Cursor{}) && !(known && r.resumable(u, s, after)) {
-		return fmt.Errorf("%w: user %q", ErrCursorGone, userID)
+		return goneError(userID)
 	}
-	replaces := known && r.cfg.MaxSessionsPerUser > 0 && u.sessions.n >= r.cfg.MaxSessionsPerUser
-	if !replaces && r.cfg.MaxSessions > 0 && len(r.byID) >= r.cfg.MaxSessions {
-		return fmt.Errorf("%w: %d", ErrTooManySessions, r.cfg.MaxSessions)
+	if err := r.room(u); err != nil {
+		return err
 	}
 
 	if !known {
-		u = &user{id: userID}
-		if r.history != nil {
-			u.history = r.history.newHistory()
-		}
+		u = r.newUser(userID)
 	} else if u.offline {
 		r.unlistOffline(u)
 	}
@@ -112,8 +105,7 @@ func (r *roster) register(s *Session, userID string, after Cursor) error {
 	u.setOnly()
 	u.mu.Unlock()
 	if !known {
-		r.users.Store(u.id, u)
-		r.reroute(u.id)
+		r.store(u)
 	}
 	if !r.untold.Load() {
 		r.untold.Store(true)
@@ -123,7 +115,7 @@ func (r *roster) register(s *Session, userID string, after Cursor) error {
 	// has numbered.
 	if r.history != nil {
 		s.resume.epoch = r.history.epoch.Load()
-		s.resume.at.seqs = r.history.now()
+		s.resume.at.seqs = u.history.from()
 		if after != (Cursor{}) {
 			s.resume.at.seqs, s.resume.replaying = after.seqs, true
 		}
@@ -131,13 +123,96 @@ func (r *roster) register(s *Session, userID string, after Cursor) error {
 	return nil
 }
 
-// resumable reports whether s can start behind a cursor: it is of this epoch and
-// user, and nothing that the filter admits has left the history since. mu is
-// held.
-func (r *roster) resumable(u *user, s *Session, after Cursor) bool {
-	return u.history != nil && after.epoch == r.history.epoch.Load() && after.user == u.history.key &&
-		r.history.resumable(u.history, &place{seqs: after.seqs, filter: s.filter.Load()})
+// load returns the user with this ID. One that is left over from another epoch of
+// the Log is forgotten: the sessions that it still has are about to end by the
+// Gap. mu is held.
+func (r *roster) load(userID string) (u *user, known bool) {
+	u, known = r.users.Load(userID)
+	if known && r.outdated(u) {
+		r.forget(u)
+		return nil, false
+	}
+	return u, known
 }
+
+// outdated reports whether a user's history is from another epoch of the Log. mu
+// is held.
+func (r *roster) outdated(u *user) bool {
+	return r.cfg.Log != nil && u.history.epoch != r.history.epoch.Load()
+}
+
+// open returns why s cannot be registered now, whoever else is. mu is held.
+func (r *roster) open(s *Session) error {
+	switch {
+	case r.closed:
+		return fmt.Errorf("%w: the Gateway takes no more sessions", ErrClosed)
+	case r.byID[s.id] != nil:
+		return fmt.Errorf("%w: %q", ErrSessionExists, s.id)
+	}
+	return nil
+}
+
+// room returns ErrTooManySessions if one more of u, which is nil for a user that
+// is not known, would be too many. mu is held.
+func (r *roster) room(u *user) error {
+	replaces := u != nil && r.cfg.MaxSessionsPerUser > 0 && u.sessions.n >= r.cfg.MaxSessionsPerUser
+	if !replaces && r.cfg.MaxSessions > 0 && len(r.byID) >= r.cfg.MaxSessions {
+		return fmt.Errorf("%w: %d", ErrTooManySessions, r.cfg.MaxSessions)
+	}
+	return nil
+}
+
+func (r *roster) newUser(userID string) *user {
+	u := &user{id: userID}
+	if r.history != nil {
+		u.history = r.history.newHistory()
+	}
+	return u
+}
+
+// store puts a user into the table. mu is held.
+func (r *roster) store(u *user) {
+	r.users.Store(u.id, u)
+	r.reroute(u.id)
+	if r.cfg.Log != nil { // what was fed before has passed u by, and may have been indexed since newUser
+		u.history.evictUpTo(r.history.ahead())
+	}
+}
+
+// expect makes a user known who has missed something that must come from the Log,
+// so that nothing more passes him by, and returns up to where it must, in each
+// lane. The user is offline unless a session is registered then.
+func (r *roster) expect(s *Session, userID string, after Cursor) (upTo [NumPriorities]uint64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	u, known := r.load(userID)
+	if err = r.open(s); err == nil {
+		err = r.room(u)
+	}
+	if err == nil && !(after.sealed && after.epoch == r.history.epoch.Load()) {
+		err = goneError(userID)
+	}
+	if err != nil {
+		return upTo, err
+	}
+	if !known {
+		u = r.newUser(userID)
+		r.store(u)
+		r.listOffline(u)
+	}
+	return r.history.gone(u.history, &place{seqs: after.seqs, filter: s.filter.Load()}), nil
+}
+
+// resumable reports whether s can start behind a cursor: it is of this epoch and
+// user, and nothing that the filter admits has left the history since, but for
+// what s has from the Log. mu is held.
+func (r *roster) resumable(u *user, s *Session, after Cursor) bool {
+	return u.history != nil && after.epoch == r.history.epoch.Load() && after.sealed == (r.cfg.Log != nil) &&
+		(after.sealed || after.user == u.history.key) && // the Seal was compared before
+		r.history.resumable(u.history, &place{seqs: after.seqs, filter: s.filter.Load(), missed: s.resume.at.missed})
+}
+
+func goneError(userID string) error { return fmt.Errorf("%w: user %q", ErrCursorGone, userID) }
 
 // remove takes a session off the roster, for a reason. Session.mu is held: this
 // is a part of its end, so that the ID is free when the end is seen.
@@ -162,12 +237,10 @@ func (r *roster) remove(s *Session, reason error) {
 	u.mu.Unlock()
 	switch {
 	case u.sessions.n > 0:
-	case u.history == nil || r.closed:
+	case u.history == nil || r.closed || r.outdated(u):
 		r.forget(u)
 	default:
-		u.offline, u.since = true, now()
-		r.offline.pushBack(u)
-		r.scheduleForget()
+		r.listOffline(u)
 	}
 }
 
@@ -307,15 +380,23 @@ func (r *roster) forgetRoutes() {
 }
 
 // void makes every cursor there is invalid, and lets go of what was kept for
-// them. Nobody waits for all users: the locks are taken for one at a time.
-func (r *roster) void() {
+// them. Nobody waits for all users: the locks are taken for one at a time. With a
+// Log cursors stay valid, unless it has another epoch: then void calls renewed
+// with that, before any session can be registered in it.
+func (r *roster) void(renewed func(epoch uint64)) {
 	if r.history == nil {
 		return
 	}
 	r.mu.Lock() // a session that resumes has its cursor checked and its epoch set in one piece
-	r.history.epoch.Store(rand.Uint64())
+	upTo := r.history.ahead()
+	switch log := r.cfg.Log; {
+	case log == nil:
+		r.history.epoch.Store(rand.Uint64())
+	case log.Epoch() != r.history.epoch.Load():
+		r.history.renew(log.Epoch())
+		renewed(r.history.epoch.Load())
+	}
 	r.mu.Unlock()
-	upTo := r.history.now()
 	r.history.all.evictUpTo(upTo)
 	at := now()
 	r.users.Range(func(_ string, u *user) bool {
@@ -323,6 +404,13 @@ func (r *roster) void() {
 		return true
 	})
 	r.forgetOffline(at)
+}
+
+// listOffline puts a user without sessions on the list of those. mu is held.
+func (r *roster) listOffline(u *user) {
+	u.offline, u.since = true, now()
+	r.offline.pushBack(u)
+	r.scheduleForget()
 }
 
 // unlistOffline takes a user off the list of those that are offline. mu is held.
@@ -343,7 +431,9 @@ func (r *roster) forget(u *user) {
 	if u.history != nil {
 		u.history.close()
 	}
-	r.users.Delete(u.id)
+	if now, _ := r.users.Load(u.id); now == u { // else one of another epoch of the Log has its place
+		r.users.Delete(u.id)
+	}
 	r.reroute(u.id)
 }
 

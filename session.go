@@ -118,7 +118,6 @@ func (s *Session) register(cfg *SessionConfig) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.g.roster.register(s, cfg.UserID, cfg.After); err != nil {
-		s.cancel(err)
 		return err
 	}
 	if at := now(); s.isDue(at) {
