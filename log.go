@@ -136,6 +136,23 @@ func (r *reader) renew(epoch uint64) {
 	}
 }
 
+// GapUser is Gap for a user of whom something is missing, and nobody else: it ends
+// the user's sessions with ErrGap. It is for whoever feeds a Gateway with a Log, and
+// Missed must refuse to skip what is missing; cursors stay valid. For AllUsers it is
+// Gap. Without a Log it is Gap too, because the user's cursors would stay valid.
+func (g *Gateway) GapUser(userID string) {
+	if userID == AllUsers || g.cfg.Log == nil {
+		g.Gap()
+		return
+	}
+	if u, ok := g.roster.users.Load(userID); ok {
+		u.history.evictUpTo(g.history.ahead())
+	}
+	for s := range g.UserSessions(userID) {
+		g.end(s, ErrGap)
+	}
+}
+
 const (
 	// logWait is how long RegisterSession waits for a Log.
 	logWait = 5 * time.Second
