@@ -1,0 +1,142 @@
+package notification
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Where the cursor of a session stands whose messages come from a Log, and which
+// cursors a Gateway with a Log takes.
+
+func TestLogCursor(t *testing.T) {
+	t.Run("inside Push it is behind the batch, outside behind the last that was taken, as a resume elsewhere shows", func(t *testing.T) {
+		withLog(t, func(t *testing.T, l *logTest) {
+			a, b := l.open("a", GatewayConfig{}), l.open("b", GatewayConfig{})
+			goOn := make(chan error)
+			var s *Session
+			var inside, aside Cursor
+			s, _ = join(t, a.g, "s", "u", hooked(func(context.Context, []*Message) error {
+				inside = s.Cursor()
+				other := make(chan Cursor)
+				go func() { other <- s.Cursor() }() // ends at once
+				aside = <-other
+				return <-goOn
+			}))
+			begin := s.Cursor()
+			l.publish(note("m1", "u", P1), note("m2", "u", P1)) // company for each other: one batch
+			l.catchUp()
+			require.Equal(t, s.Cursor(), aside)
+			require.Equal(t, series("m", 2), behind(t, b.g, "u", s.Cursor()))
+			require.Equal(t, series("m", 2), behind(t, b.g, "u", begin))
+			require.Empty(t, behind(t, b.g, "u", inside))
+			l.say("u", P1, "m3") // waits
+			require.Equal(t, series("m", 2), behind(t, b.g, "u", aside)[:2])
+			first := inside
+			goOn <- nil
+			synctest.Wait() // the next Push goes on
+			require.Equal(t, []string{"m3"}, behind(t, b.g, "u", s.Cursor()))
+			require.Equal(t, []string{"m3"}, behind(t, b.g, "u", first))
+			require.Empty(t, behind(t, b.g, "u", inside))
+			goOn <- errors.New("fail")
+			<-s.Done()
+			require.Equal(t, []string{"m3"}, behind(t, b.g, "u", s.Cursor()), "that Push has failed")
+		})
+	})
+	t.Run("it never goes back, whoever asks and whenever, and nothing is lost or repeated behind any of it", func(t *testing.T) {
+		withLog(t, func(t *testing.T, l *logTest) {
+			a, b := l.open("a", GatewayConfig{BatchSize: 3}), l.open("b", GatewayConfig{})
+			s, sink := join(t, a.g, "s", "u", slowly(time.Millisecond))
+			seen := []Cursor{s.Cursor()}
+			var want []string
+			for i := range 100 {
+				who := []string{"u", "w"}[i%3%2]
+				l.publish(note(fmt.Sprint("m", i), who, Priority(i%NumPriorities)))
+				if who == "u" {
+					want = append(want, fmt.Sprint("m", i))
+				}
+				a.catchUp()
+				pass(500 * time.Microsecond)
+				c := s.Cursor()
+				require.True(t, c.Covers(seen[len(seen)-1]))
+				seen = append(seen, c)
+			}
+			l.catchUp()
+			require.ElementsMatch(t, want, sink.ids())
+			left := len(want)
+			for _, c := range append(seen, s.Cursor()) {
+				n := len(behind(t, b.g, "u", c))
+				require.LessOrEqual(t, n, left)
+				left = n
+			}
+			require.Zero(t, left)
+		})
+	})
+}
+
+func TestSealedCursors(t *testing.T) {
+	t.Run("a log that has lost its end and used the numbers again is recognized, at Gateways that know nothing of it", func(t *testing.T) {
+		withLog(t, func(t *testing.T, l *logTest) {
+			a := l.open("a", GatewayConfig{})
+			s, _ := join(t, a.g, "s", "u")
+			l.say("u", P1, "m1")
+			good := s.Cursor()
+			l.say("u", P1, "m2")
+			bad := s.Cursor()
+			l.lose(P1)
+			l.publish(note("another with its number", "u", P1))
+			require.Equal(t, l.ends(), bad.seqs)
+			b := l.open("b", GatewayConfig{})
+			gone(t, b.g, "u", bad)
+			require.Equal(t, []string{"another with its number"}, behind(t, b.g, "u", good))
+			l.edges = l.edges[1:] // a believes in what was lost
+			l.say("u", P1, "m3")
+			gone(t, b.g, "u", bad)
+		})
+	})
+	t.Run("with and without a Log they are not taken for each other", func(t *testing.T) {
+		withLog(t, func(t *testing.T, l *logTest) {
+			a := l.open("a", GatewayConfig{})
+			g := newGateway(t, "g", keeping(GatewayConfig{}))
+			runGateway(t, g)
+			with, without := offline(t, a.g, "u"), offline(t, g, "u")
+			gone(t, g, "u", with)
+			gone(t, a.g, "u", without)
+			mixed := without
+			mixed.sealed = true
+			gone(t, g, "u", mixed)
+			mixed = with
+			mixed.sealed = false
+			gone(t, a.g, "u", mixed)
+			require.False(t, with.Covers(mixed))
+			require.False(t, mixed.Covers(with))
+		})
+	})
+	t.Run("Covers compares places, whatever the seals are", func(t *testing.T) {
+		c := Cursor{epoch: 1, user: 2, seqs: [NumPriorities]uint64{5, 5, 5, 5}, sealed: true}
+		later := Cursor{epoch: 1, user: 3, seqs: [NumPriorities]uint64{5, 6, 5, 5}, sealed: true}
+		aside := Cursor{epoch: 1, user: 4, seqs: [NumPriorities]uint64{6, 5, 5, 5}, sealed: true}
+		other := Cursor{epoch: 2, user: 2, seqs: [NumPriorities]uint64{9, 9, 9, 9}, sealed: true}
+		require.True(t, c.Covers(c))
+		require.True(t, later.Covers(c))
+		require.False(t, c.Covers(later))
+		require.False(t, later.Covers(aside))
+		require.False(t, aside.Covers(later))
+		require.False(t, other.Covers(c))
+		require.False(t, c.Covers(other))
+	})
+	t.Run("their text is read back, and told from that of others", func(t *testing.T) {
+		c := Cursor{epoch: 1<<64 - 1, user: 1<<64 - 1, seqs: lanes[uint64](1<<64 - 1), sealed: true}
+		require.LessOrEqual(t, len(c.String()), 80)
+		parsed, err := ParseCursor(c.String())
+		require.NoError(t, err)
+		require.Equal(t, c, parsed)
+		c.sealed = false
+		require.NotEqual(t, parsed.String(), c.String())
+	})
+}
