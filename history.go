@@ -29,6 +29,9 @@ type historyStore struct {
 	epoch atomic.Uint64
 	last  [NumPriorities]atomic.Uint64 // the last number in each lane that has come through the reader
 	kept  atomic.Int64                 // messages in the users' histories
+	// offered is, with a Log, up to which number of each lane whoever was to be
+	// offered something has been: the cursors of the others move on with it.
+	offered [NumPriorities]atomic.Uint64
 }
 
 // A history is what is kept of one user's messages, or of those to AllUsers.
@@ -40,7 +43,8 @@ type history struct {
 	// a cursor from before cannot tell that it is missing.
 	key uint64
 	// epoch is whose numbers those are, with a Log. Immutable but for that of all,
-	// which is guarded by mu, and under all.mu store.last does not change its epoch.
+	// which is guarded by mu, and under all.mu store.last and store.offered do not
+	// change theirs.
 	epoch uint64
 
 	mu    sync.Mutex
@@ -126,14 +130,18 @@ func (st *historyStore) keep(h *history, m *Message, seq, epoch uint64) (over bo
 	return over
 }
 
-// pass says that a message of the Log came through the reader that is not kept.
+// pass says that a message of the Log has been offered to all whom it is for.
 func (st *historyStore) pass(p Priority, seq, epoch uint64) {
 	st.all.mu.Lock()
 	defer st.all.mu.Unlock()
 	st.passLocked(p, seq, epoch)
+	if st.all.epoch == epoch {
+		st.offered[p].Store(max(seq, st.offered[p].Load()))
+	}
 }
 
-// passLocked is pass. all.mu is held.
+// passLocked says that a message of the Log came through the reader. all.mu is
+// held.
 func (st *historyStore) passLocked(p Priority, seq, epoch uint64) {
 	if st.all.epoch == epoch {
 		st.last[p].Store(max(seq, st.last[p].Load()))
@@ -149,6 +157,7 @@ func (st *historyStore) renew(epoch uint64) {
 	st.all.evictUpToLocked(at)
 	for p := range st.last {
 		st.last[p].Store(0)
+		st.offered[p].Store(0)
 	}
 	st.epoch.Store(epoch)
 }

@@ -113,6 +113,18 @@ func (r *reader) acceptMark(p Priority, m *Message) bool {
 	return true
 }
 
+// keep puts the message at the head of a lane into a history, and reports whether
+// the users' hold too much now.
+func (r *reader) keep(p Priority, h *history, m *Message) (over bool) {
+	l := &r.lanes[p]
+	if r.g.cfg.Log != nil {
+		l.seq = l.last
+		return r.g.history.keep(h, m, l.seq, l.epoch)
+	}
+	l.seq, over = r.g.history.append(h, m)
+	return over
+}
+
 // renew tells the reader that what the inbox gets from now on is of another epoch
 // of the Log. It does not wait: if a lane is full, its oldest make room, which are
 // for sessions that are ended by the Gap.

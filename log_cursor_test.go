@@ -48,6 +48,93 @@ func TestLogCursor(t *testing.T) {
 			require.Equal(t, []string{"m3"}, behind(t, b.g, "u", s.Cursor()), "that Push has failed")
 		})
 	})
+	t.Run("a quiet one moves on in every lane with what others get, and with marks", func(t *testing.T) {
+		withLog(t, func(t *testing.T, l *logTest) {
+			a, b := l.open("a", GatewayConfig{}), l.open("b", GatewayConfig{})
+			join(t, a.g, "stranger", "v")
+			s, _ := join(t, a.g, "s", "u", wanting(ChannelRisk))
+			begin := s.Cursor()
+			l.say("v", P0, series("held here", 5)...)
+			l.say("w", P1, series("not held here", 5)...)
+			l.publish(on(ChannelTrade, "filtered away", "u", P2), notice("and this", P3))
+			l.catchUp()
+			require.Equal(t, l.ends(), s.Cursor().seqs)
+			require.True(t, s.Cursor().Covers(begin))
+			for p := P0; p <= P3; p++ { // the retention of all that is over
+				l.trim(p, 1)
+			}
+			require.Empty(t, behind(t, b.g, "u", s.Cursor()))
+			gone(t, b.g, "u", begin)
+			require.NoError(t, s.Close())
+			<-s.Done()
+			end := s.Cursor()
+			l.say("v", P0, "after its end")
+			require.Equal(t, end, s.Cursor())
+		})
+	})
+	t.Run("it does not move over what waits, is being pushed, was not taken or is to be replayed", func(t *testing.T) {
+		withLog(t, func(t *testing.T, l *logTest) {
+			hour := [NumPriorities]time.Duration{0, time.Hour, time.Hour, time.Hour}
+			a, b := l.open("a", GatewayConfig{MaxDelay: hour}), l.open("b", GatewayConfig{MaxDelay: hour, BatchSize: 1, OutboxMessages: 1})
+			others := func() {
+				for p := P0; p <= P3; p++ {
+					l.say("w", p, "other")
+				}
+			}
+			join(t, b.g, "stranger", "w")
+			goOn := make(chan error)
+			from := offline(t, a.g, "u")
+			s, _ := join(t, a.g, "s", "u", after(from), told(goOn))
+			synctest.Wait()
+			l.say("u", P1, "m1")
+			others()
+			require.Equal(t, []string{"m1"}, behind(t, b.g, "u", s.Cursor()), "it waits")
+			l.say("u", P0, "m2") // takes it along
+			others()
+			require.Equal(t, []string{"m2", "m1"}, behind(t, b.g, "u", s.Cursor()), "it is in the Push")
+			l.say("u", P2, "m3")
+			others()
+			goOn <- nil
+			pass(time.Second)
+			require.Equal(t, []string{"m3"}, behind(t, b.g, "u", s.Cursor()), "it waits behind the Push")
+			l.say("u", P0, "m4")
+			others()
+			goOn <- errors.New("fail")
+			<-s.Done()
+			others()
+			require.Equal(t, []string{"m4", "m3"}, behind(t, b.g, "u", s.Cursor()), "the Push has failed")
+
+			s, sink := join(t, b.g, "s", "u", after(from), told(goOn))
+			for i := range 4 { // a batch is one message
+				others()
+				require.Equal(t, []string{"m2", "m4", "m1", "m3"}[i:], behind(t, a.g, "u", s.Cursor()))
+				goOn <- nil
+				pass(time.Second)
+			}
+			require.Len(t, sink.ids(), 4)
+			others()
+			require.Equal(t, l.ends(), s.Cursor().seqs)
+		})
+	})
+	t.Run("it does not move over a message that waits for room in the outbox", func(t *testing.T) {
+		withLog(t, func(t *testing.T, l *logTest) {
+			a, b := l.open("a", GatewayConfig{BatchSize: 1, OutboxMessages: 1, HistoryMessages: 64, SlowAfter: time.Hour}), l.open("b", GatewayConfig{})
+			quiet, _ := join(t, a.g, "quiet", "v")
+			goOn := make(chan error)
+			s, sink := join(t, a.g, "s", "u", told(goOn))
+			begin := s.Cursor()
+			l.say("u", P1, series("m", 1+outboxFactor+3)...) // one in Push, eight behind it, one held, two in the inbox
+			l.say("w", P0, "other")
+			require.NoError(t, s.Err())
+			require.Equal(t, series("m", 12), behind(t, b.g, "u", s.Cursor()))
+			require.EqualValues(t, (1+outboxFactor)*blockSize, quiet.Cursor().seqs[P1], "the tenth waits for room")
+			close(goOn)
+			pass(time.Second)
+			require.Equal(t, series("m", 12), sink.ids())
+			require.Equal(t, l.ends(), s.Cursor().seqs)
+			require.True(t, s.Cursor().Covers(begin))
+		})
+	})
 	t.Run("it never goes back, whoever asks and whenever, and nothing is lost or repeated behind any of it", func(t *testing.T) {
 		withLog(t, func(t *testing.T, l *logTest) {
 			a, b := l.open("a", GatewayConfig{BatchSize: 3}), l.open("b", GatewayConfig{})
@@ -97,6 +184,18 @@ func TestSealedCursors(t *testing.T) {
 			l.edges = l.edges[1:] // a believes in what was lost
 			l.say("u", P1, "m3")
 			gone(t, b.g, "u", bad)
+		})
+	})
+	t.Run("that of another user is gone, though its numbers are the same", func(t *testing.T) {
+		withLog(t, func(t *testing.T, l *logTest) {
+			a := l.open("a", GatewayConfig{})
+			u, _ := join(t, a.g, "u", "u")
+			v, _ := join(t, a.g, "v", "v")
+			l.say("u", P1, "m1")
+			require.Equal(t, u.Cursor().seqs, v.Cursor().seqs)
+			require.NotEqual(t, u.Cursor(), v.Cursor())
+			gone(t, a.g, "v", u.Cursor())
+			require.Empty(t, behind(t, a.g, "v", v.Cursor()))
 		})
 	})
 	t.Run("with and without a Log they are not taken for each other", func(t *testing.T) {

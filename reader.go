@@ -268,18 +268,6 @@ func (r *reader) acceptForUser(p Priority, m *Message) {
 	l.shared = l.walking || len(l.rest) > 1
 }
 
-// keep puts the message at the head of a lane into a history, and reports whether
-// the users' hold too much now.
-func (r *reader) keep(p Priority, h *history, m *Message) (over bool) {
-	l := &r.lanes[p]
-	if r.g.cfg.Log != nil {
-		l.seq = l.last
-		return r.g.history.keep(h, m, l.seq, l.epoch)
-	}
-	l.seq, over = r.g.history.append(h, m)
-	return over
-}
-
 // came notes that a message for a user came through the lane.
 func (l *readLane) came(u *user, at int64) {
 	if u != l.user {
@@ -315,6 +303,9 @@ func (r *reader) work(p Priority) {
 	}
 	if !l.walking {
 		l.m, l.rest = nil, nil
+		if r.g.cfg.Log != nil {
+			r.g.history.pass(p, l.last, l.epoch)
+		}
 	}
 	r.tick(n)
 }

@@ -71,8 +71,13 @@ func (s *Session) position() (seqs [NumPriorities]uint64) {
 	}
 	seqs = r.at.seqs
 	for p := range s.out.lanes {
-		if s.out.lanes[p].n > 0 {
+		switch {
+		case s.out.lanes[p].n > 0:
 			seqs[p] = s.out.head(Priority(p)) - 1
+		case s.err == nil && !r.replaying:
+			// What of it was for s has come before it was counted as offered, and would
+			// be in the outbox.
+			seqs[p] = max(seqs[p], s.g.history.offered[p].Load())
 		}
 	}
 	return seqs
@@ -80,9 +85,10 @@ func (s *Session) position() (seqs [NumPriorities]uint64) {
 
 // Cursor returns where the session has got to. Inside Push that is behind this
 // batch; from any other goroutine it is behind the last batch whose Push returned
-// nil, at first the place of registration. It is the zero Cursor if the Gateway
-// keeps no history, or if its Log does not know the place any more. While a Push runs it takes some microseconds, to find out on
-// which goroutine it is called.
+// nil, at first the place of registration. With a Log it moves on with what that
+// has for others, too. It is the zero Cursor if the Gateway keeps no history, or
+// if its Log does not know the place any more. While a Push runs it takes some
+// microseconds, to find out on which goroutine it is called.
 func (s *Session) Cursor() Cursor {
 	if s.resume == nil {
 		return Cursor{}
