@@ -164,6 +164,28 @@ func TestLogCursor(t *testing.T) {
 			require.Zero(t, left)
 		})
 	})
+	t.Run("what the Log no longer knows is a cursor that is gone, and not none: without one a client would begin anew and not know it", func(t *testing.T) {
+		withLog(t, func(t *testing.T, l *logTest) {
+			a, b := l.open("a", GatewayConfig{}), l.open("b", GatewayConfig{})
+			l.say("w", P1, "old")
+			s, _ := join(t, a.g, "s", "u")
+			l.trim(P1, 0)
+			c := s.Cursor()
+			require.NotEmpty(t, c.String())
+			for _, e := range []*memoryEdge{a, b} {
+				gone(t, e.g, "u", c)
+			}
+			parsed, err := ParseCursor(c.String())
+			require.NoError(t, err)
+			require.Equal(t, c, parsed)
+			g := newGateway(t, "g", keeping(GatewayConfig{}))
+			runGateway(t, g)
+			join(t, g, "s", "u")
+			gone(t, g, "u", c)
+			l.say("w", P1, "new")
+			require.Empty(t, behind(t, b.g, "u", s.Cursor()))
+		})
+	})
 }
 
 func TestSealedCursors(t *testing.T) {

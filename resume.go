@@ -86,9 +86,9 @@ func (s *Session) position() (seqs [NumPriorities]uint64) {
 // Cursor returns where the session has got to. Inside Push that is behind this
 // batch; from any other goroutine it is behind the last batch whose Push returned
 // nil, at first the place of registration. With a Log it moves on with what that
-// has for others, too. It is the zero Cursor if the Gateway keeps no history, or
-// if its Log does not know the place any more. While a Push runs it takes some
-// microseconds, to find out on which goroutine it is called.
+// has for others, too. It is the zero Cursor if the Gateway keeps no history, and
+// one that is gone if its Log does not know the place any more. While a Push runs
+// it takes some microseconds, to find out on which goroutine it is called.
 func (s *Session) Cursor() Cursor {
 	if s.resume == nil {
 		return Cursor{}
@@ -103,12 +103,10 @@ func (s *Session) Cursor() Cursor {
 		c.seqs = s.resume.before
 	}
 	s.mu.Unlock()
-	log := s.g.cfg.Log
-	if log == nil {
-		return c
-	}
-	if c.user, c.sealed = log.Seal(s.user.id, c.seqs); !c.sealed {
-		return Cursor{}
+	if log := s.g.cfg.Log; log != nil {
+		if seal, ok := log.Seal(s.user.id, c.seqs); ok {
+			c.user, c.sealed = seal, true
+		} // else it is nobody's: who comes with it must learn that it is gone
 	}
 	return c
 }
