@@ -51,7 +51,7 @@ func (s *Session) refilter(change func(uint32) uint32) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if old := s.filter.Load(); s.resume.replaying {
-			s.resume.add(old, change(old), s.g.history.now())
+			s.resume.add(old, change(old), s.user.history.from())
 		}
 	}
 	for {

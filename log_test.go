@@ -318,6 +318,24 @@ func TestSubscribeDuringReplayFromALog(t *testing.T) {
 			require.Empty(t, behind(t, a.g, "u", s.Cursor()))
 		})
 	})
+	t.Run("it is no reason to end, though the reader is behind the feeder", func(t *testing.T) {
+		withLog(t, func(t *testing.T, l *logTest) {
+			a := l.open("a", GatewayConfig{})
+			at := offline(t, a.g, "u")
+			e := newMemoryEdge(t, l.memoryLog, "e", cfg) // whose reader has yet to begin
+			l.publish(on(ChannelAccount, "missed", "u", P1), notice("missed by all", P1))
+			l.edges = append(l.edges, e)
+			l.catchUp()
+			s, sink := join(t, e.g, "s", "u", wanting(), after(at))
+			s.Subscribe(ChannelAccount, ChannelSystem)
+			runGateway(t, e.g)
+			pass(time.Second)
+			require.NoError(t, s.Err())
+			l.publish(on(ChannelAccount, "account", "u", P1), notice("notice", P1))
+			l.catchUp()
+			require.Equal(t, []string{"account", "notice"}, sink.ids())
+		})
+	})
 }
 
 func TestLogWaits(t *testing.T) {
