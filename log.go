@@ -225,6 +225,9 @@ func (g *Gateway) missed(ctx context.Context, cfg *SessionConfig, upTo [NumPrior
 		}
 	}
 	for behind(log.At()) {
+		if log.Epoch() != cfg.After.epoch {
+			return nil, goneError(cfg.UserID)
+		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w: user %q: the cursor is ahead of the Log here", ErrTryAgain, cfg.UserID)

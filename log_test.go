@@ -402,6 +402,19 @@ func TestLogWaits(t *testing.T) {
 			require.Equal(t, began, time.Now())
 		})
 	})
+	t.Run("it is gone at once when the log begins anew meanwhile", func(t *testing.T) {
+		withLog(t, func(t *testing.T, l *logTest) {
+			b, at := ahead(t, l)
+			go func() {
+				nap(time.Second)
+				l.renew()
+				b.catchUp()
+			}() // ends before the test does
+			began := time.Now()
+			gone(t, b.g, "u", at)
+			require.Less(t, time.Since(began), 2*time.Second)
+		})
+	})
 }
 
 func TestLogFails(t *testing.T) {
