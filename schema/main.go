@@ -50,8 +50,13 @@ func generate() ([]file, error) {
 	if err != nil {
 		return nil, fmt.Errorf("schema: %w", err)
 	}
+	codes, err := closeCodes()
+	if err != nil {
+		return nil, fmt.Errorf("schema: %w", err)
+	}
 	return []file{
 		{"schema/notification.schema.json", text(jsonSchema(ps))},
+		{"schema/asyncapi.json", text(asyncAPI(ps, codes))},
 		{"clients/typescript/src/notifications.ts", typeScript(ps)},
 		{"clients/python/src/notification_client/notifications.py", python(ps)},
 	}, nil
