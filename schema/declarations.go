@@ -70,7 +70,7 @@ var envelope = []field{
 	{"message_type", reflect.String, "What happened, and thereby which payload this is."},
 	{"user_id", reflect.String, `Whose notification it is; "*" for everybody, which only those of channel system may be.`},
 	{"priority", reflect.Uint8, "The lane, 0 to 3: 0 overtakes all others."},
-	{"timestamp", reflect.Int64, "When it happened, in Unix nanoseconds."},
+	{"timestamp", reflect.Int64, "Unix nanoseconds. When it happened."},
 	{"source", reflect.String, `The service that says so, such as "MatchingEngine".`},
 	{"payload", reflect.Struct, "The details."},
 }

@@ -276,6 +276,7 @@ func (s *server) commands(c *client) {
 // TestEveryFrame makes a real server say all that there is to say, and checks
 // each frame.
 func TestEveryFrame(t *testing.T) {
+	t.Parallel()
 	s := serve(t)
 	r := newRand(t)
 	// everything publishes a notification of each type, to be heard by c.

@@ -135,9 +135,9 @@ func definitions(r refs, ps []payload) object {
 		}},
 		{"Envelope", object{
 			{"title", "Envelope"},
-			{"description", "What every notification has, whatever its type."},
+			{"description", "What every notification has beside its type and payload."},
 			{"type", "object"},
-			{"required", keys(envelope)},
+			{"required", keys(common())},
 			{"properties", envelopeProperties(r)},
 		}},
 	}
@@ -167,24 +167,26 @@ func keys(fields []field) (keys []string) {
 	return keys
 }
 
-// envelopeProperties leaves the type and the payload open: what they are is said
-// once per type.
-func envelopeProperties(r refs) (props object) {
+// common is the envelope without what each type says for itself.
+func common() (fields []field) {
 	for _, f := range envelope {
+		if f.key != "message_type" && f.key != "payload" {
+			fields = append(fields, f)
+		}
+	}
+	return fields
+}
+
+func envelopeProperties(r refs) (props object) {
+	for _, f := range common() {
 		s := object{{"description", f.doc}}
 		switch f.key {
 		case "message_id", "user_id":
 			s = append(s, member{"type", "string"}, member{"minLength", 1}, member{"maxLength", maxIDLen})
 		case "priority":
 			s = append(s, member{"type", "integer"}, member{"minimum", 0}, member{"maximum", notification.NumPriorities - 1})
-		case "timestamp":
-			s = r.to("Nanoseconds")
-		case "source":
-			s = append(s, member{"type", "string"}, member{"maxLength", maxText})
-		case "message_type":
-			s = append(s, member{"type", "string"})
-		case "payload":
-			s = append(s, member{"type", "object"})
+		default:
+			s = fieldSchema(r, f)
 		}
 		props = append(props, member{f.key, s})
 	}
@@ -204,7 +206,10 @@ func notificationSchema(r refs, p payload) object {
 		{"title", p.name + "Notification"},
 		{"description", fmt.Sprintf("%s Channel %s; priority %d, unless the service that published it chose another.", p.doc, p.channel, p.lane)},
 		{"type", "object"},
-		{"allOf", []object{r.to("Envelope"), {{"properties", props}}}},
+		{"allOf", []object{r.to("Envelope"), {
+			{"required", []string{"message_type", "payload"}},
+			{"properties", props},
+		}}},
 	}
 }
 
@@ -239,7 +244,7 @@ func fieldSchema(r refs, f field) object {
 		return r.described("Double", f.doc)
 	case reflect.Int64:
 		if rest, time := strings.CutPrefix(f.doc, nanoseconds); time {
-			return r.described("Nanoseconds", rest)
+			return r.described("Nanoseconds", strings.TrimSpace(rest))
 		}
 		return append(s, integer64()...)
 	case reflect.Uint32:

@@ -58,15 +58,20 @@ func decode(t testing.TB, text []byte) any {
 // compile returns the schema at place, "#/$defs/Channel" say, of a document.
 func compile(t testing.TB, doc any, draft *jsonschema.Draft, place string) *jsonschema.Schema {
 	t.Helper()
-	c := jsonschema.NewCompiler()
-	c.DefaultDraft(draft) // of what names none
-	require.NoError(t, c.AddResource("doc.json", doc))
-	s, err := c.Compile("doc.json" + place)
+	s, err := compiler(t, doc, draft).Compile("doc.json" + place)
 	require.NoError(t, err)
 	return s
 }
 
-// close makes an object with a key that is not declared invalid, in all of
+func compiler(t testing.TB, doc any, draft *jsonschema.Draft) *jsonschema.Compiler {
+	t.Helper()
+	c := jsonschema.NewCompiler()
+	c.DefaultDraft(draft) // of what names none
+	require.NoError(t, c.AddResource("doc.json", doc))
+	return c
+}
+
+// closed makes an object with a key that is not declared invalid, in all of
 // definitions. The documents themselves let readers ignore what is new; but what
 // this release writes must all be in them.
 func closed(t testing.TB, definitions any) {
@@ -96,9 +101,11 @@ func frames(t testing.TB) protocol {
 	doc := read(t, "asyncapi.json")
 	schemas := doc["components"].(map[string]any)["schemas"]
 	closed(t, schemas)
-	p := protocol{}
+	p, c := protocol{}, compiler(t, doc, jsonschema.Draft2020)
 	for name := range schemas.(map[string]any) {
-		p[name] = compile(t, doc, jsonschema.Draft2020, "#/components/schemas/"+name)
+		s, err := c.Compile("doc.json#/components/schemas/" + name)
+		require.NoError(t, err)
+		p[name] = s
 	}
 	return p
 }
@@ -113,7 +120,7 @@ func payloadTypes() (types []notification.Type) {
 	}
 }
 
-// seed is printed with a failure and can be given back.
+// newRand returns a source whose seed is printed with a failure.
 func newRand(t testing.TB) *rand.Rand {
 	t.Helper()
 	seed := rand.Uint64()

@@ -98,3 +98,11 @@ func TestReadersMayIgnoreWhatIsNew(t *testing.T) {
 	})
 	require.NoError(t, s.Validate(v))
 }
+
+// again returns JSON text of a notification as AppendJSON writes it.
+func again(t *testing.T, text string) string {
+	t.Helper()
+	var n notification.Notification
+	require.NoError(t, n.UnmarshalJSON([]byte(text)))
+	return string(n.AppendJSON(nil))
+}

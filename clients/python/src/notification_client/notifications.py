@@ -379,7 +379,7 @@ class Notification:
     message_type: str  # What happened, and thereby which payload this is
     user_id: str  # Whose notification it is; "*" for everybody, which only those of channel system may be
     priority: int  # The lane, 0 to 3: 0 overtakes all others
-    timestamp: int  # When it happened, in Unix nanoseconds
+    timestamp: int  # Unix nanoseconds. When it happened
     source: str  # The service that says so, such as "MatchingEngine"
     payload: Payload  # The details
     raw: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)  # all that came, unknown keys too
