@@ -25,7 +25,6 @@ import (
 
 // A server is a real one, with a Broker, a Gateway and a Handler of wsgateway.
 type server struct {
-	t        *testing.T
 	protocol protocol
 	broker   *notification.Broker
 	gateway  *notification.Gateway
@@ -39,7 +38,7 @@ type server struct {
 // serve starts a server that believes who says ?user=, until ?until= if there is
 // one; with changes its Config.
 func serve(t *testing.T, with ...func(*wsgateway.Config)) *server {
-	s := &server{t: t, protocol: frames(t), asked: make(chan struct{}), release: make(chan struct{})}
+	s := &server{protocol: frames(t), asked: make(chan struct{}), release: make(chan struct{})}
 	var err error
 	s.broker, err = notification.NewBroker(notification.BrokerConfig{})
 	require.NoError(t, err)
@@ -119,9 +118,9 @@ func (g gated) Push(ctx context.Context, batch []*notification.Message) error {
 
 func (g gated) Live() { g.Sink.(interface{ Live() }).Live() }
 
-func (s *server) publish(n *notification.Notification) {
-	s.t.Helper()
-	require.NoError(s.t, s.broker.Publish(n))
+func (s *server) publish(t *testing.T, n *notification.Notification) {
+	t.Helper()
+	require.NoError(t, s.broker.Publish(n))
 }
 
 // A client checks every frame that it reads or writes against the AsyncAPI
@@ -134,9 +133,9 @@ type client struct {
 	seen   map[string]int // what it got, by the name of the message
 }
 
-func (s *server) dial(seen map[string]int, batches bool, query url.Values) *client {
-	s.t.Helper()
-	c := &client{t: s.t, any: "PlainFrameFromServer", schema: s.protocol, seen: seen}
+func (s *server) dial(t *testing.T, seen map[string]int, batches bool, query url.Values) *client {
+	t.Helper()
+	c := &client{t: t, any: "PlainFrameFromServer", schema: s.protocol, seen: seen}
 	options := &websocket.DialOptions{}
 	if batches {
 		c.any, options.Subprotocols = "FrameFromServer", []string{subprotocol}
@@ -144,10 +143,10 @@ func (s *server) dial(seen map[string]int, batches bool, query url.Values) *clie
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	ws, _, err := websocket.Dial(ctx, s.url+query.Encode(), options)
-	require.NoError(s.t, err)
+	require.NoError(t, err)
 	ws.SetReadLimit(-1)
 	c.ws = ws
-	s.t.Cleanup(func() { _ = ws.CloseNow() })
+	t.Cleanup(func() { _ = ws.CloseNow() })
 	return c
 }
 
@@ -280,23 +279,23 @@ func TestEveryFrame(t *testing.T) {
 	s := serve(t)
 	r := newRand(t)
 	// everything publishes a notification of each type, to be heard by c.
-	everything := func(user string) (ids map[string]bool) {
+	everything := func(t *testing.T, user string) (ids map[string]bool) {
 		ids = map[string]bool{}
 		for _, typ := range payloadTypes() {
 			n := random(t, r, typ, user)
 			n.ID = fmt.Sprintf("%s-%s", user, typ)
-			s.publish(n)
+			s.publish(t, n)
 			ids[n.ID] = true
 		}
 		return ids
 	}
 	t.Run("with the subprotocol", func(t *testing.T) {
 		seen := map[string]int{}
-		c := s.dial(seen, true, url.Values{"user": {"alice"}})
+		c := s.dial(t, seen, true, url.Values{"user": {"alice"}})
 		welcome := c.hear("Welcome")
 		require.Equal(t, false, welcome["resumed"])
 		c.hear("Live")
-		for waiting := everything("alice"); len(waiting) > 0; {
+		for waiting := everything(t, "alice"); len(waiting) > 0; {
 			for _, n := range c.hear("Batch")["notifications"].([]any) {
 				delete(waiting, n.(map[string]any)["message_id"].(string))
 			}
@@ -305,22 +304,22 @@ func TestEveryFrame(t *testing.T) {
 		s.commands(c)
 		require.NoError(t, c.ws.CloseNow())
 
-		c = s.dial(seen, true, url.Values{"user": {"alice"}, "cursor": {welcome["cursor"].(string)}, "channels": {""}})
+		c = s.dial(t, seen, true, url.Values{"user": {"alice"}, "cursor": {welcome["cursor"].(string)}, "channels": {""}})
 		again := c.hear("Welcome")
 		require.Equal(t, true, again["resumed"])
 		require.Empty(t, again["channels"])
-		c = s.dial(seen, true, url.Values{"user": {"alice"}, "cursor": {"of yesterday"}})
+		c = s.dial(t, seen, true, url.Values{"user": {"alice"}, "cursor": {"of yesterday"}})
 		c.hear("Reset")
 
 		soon := time.Now().Add(30 * time.Second).Format(time.RFC3339Nano)
-		c = s.dial(seen, true, url.Values{"user": {"alice"}, "until": {soon}})
+		c = s.dial(t, seen, true, url.Values{"user": {"alice"}, "until": {soon}})
 		c.hear("Expiring")
 
 		gate := make(chan struct{})
 		s.gates.Store("carol", gate)
-		c = s.dial(seen, true, url.Values{"user": {"carol"}})
+		c = s.dial(t, seen, true, url.Values{"user": {"carol"}})
 		for range 1000 {
-			s.publish(notification.New("carol", notification.OrderFilled{}, "test"))
+			s.publish(t, notification.New("carol", notification.OrderFilled{}, "test"))
 		}
 		dropped := func() (n uint64) {
 			for session := range s.gateway.UserSessions("carol") {
@@ -338,7 +337,7 @@ func TestEveryFrame(t *testing.T) {
 	})
 	t.Run("with a server that does not extend credentials", func(t *testing.T) {
 		s := serve(t, func(c *wsgateway.Config) { c.Refresh = nil })
-		c := s.dial(map[string]int{}, true, url.Values{"user": {"alice"}})
+		c := s.dial(t, map[string]int{}, true, url.Values{"user": {"alice"}})
 		require.Equal(t, false, c.hear("Welcome")["refresh"])
 		c.say(`{"action":"authenticate","token":"an hour"}`)
 		require.Equal(t, noRefresh, c.hear("Error")["code"])
@@ -346,8 +345,8 @@ func TestEveryFrame(t *testing.T) {
 	})
 	t.Run("without a subprotocol", func(t *testing.T) {
 		seen := map[string]int{}
-		c := s.dial(seen, false, url.Values{"user": {"dave"}})
-		for waiting := everything("dave"); len(waiting) > 0; {
+		c := s.dial(t, seen, false, url.Values{"user": {"dave"}})
+		for waiting := everything(t, "dave"); len(waiting) > 0; {
 			delete(waiting, c.hear("Notification")["message_id"].(string))
 		}
 		s.commands(c)
@@ -371,7 +370,7 @@ func TestEveryFrame(t *testing.T) {
 			{url.Values{"user": {"mallory"}}, 403, 4403, stop},
 			{url.Values{"user": {"alice"}, "channels": {"gossip"}}, 400, 4400, stop},
 		} {
-			got := s.dial(map[string]int{}, true, c.query).goodbye()
+			got := s.dial(t, map[string]int{}, true, c.query).goodbye()
 			require.Equal(t, c.code, got)
 			require.Equal(t, c.client, known[got])
 			ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -387,7 +386,7 @@ func TestEveryFrame(t *testing.T) {
 		require.NoError(t, resp.Body.Close())
 		require.Equal(t, http.StatusUpgradeRequired, resp.StatusCode)
 
-		c := s.dial(map[string]int{}, true, url.Values{"user": {"erin"}})
+		c := s.dial(t, map[string]int{}, true, url.Values{"user": {"erin"}})
 		c.hear("Live")
 		for session := range s.gateway.UserSessions("erin") {
 			require.NoError(t, session.Close())
@@ -395,7 +394,7 @@ func TestEveryFrame(t *testing.T) {
 		got := c.goodbye()
 		require.Equal(t, stop, known[got], got)
 
-		c = s.dial(map[string]int{}, true, url.Values{"user": {"frank"}})
+		c = s.dial(t, map[string]int{}, true, url.Values{"user": {"frank"}})
 		c.hear("Live")
 		down := make(chan struct{})
 		go func() { // ends when all connections have, and the test waits for it

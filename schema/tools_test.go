@@ -62,7 +62,7 @@ func npm(t *testing.T) (dir, node string) {
 	dir = t.TempDir()
 	copyTo(t, dir, "package.json")
 	copyTo(t, dir, "package-lock.json")
-	out, errs, err := run(t, dir, "", npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
+	out, errs, err := run(t, dir, "", npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline", "--fetch-retries=1")
 	if regexp.MustCompile(`EUSAGE|EINTEGRITY|EJSONPARSE`).MatchString(errs) {
 		t.Fatalf("package-lock.json is not right: %s%s", out, errs)
 	}
@@ -73,6 +73,9 @@ func npm(t *testing.T) (dir, node string) {
 }
 
 func TestToolsOfNode(t *testing.T) {
+	if testing.Short() {
+		t.Skip("skipped because of -short")
+	}
 	t.Parallel()
 	dir, node := npm(t)
 	t.Run("the parser of AsyncAPI", func(t *testing.T) {
@@ -125,13 +128,38 @@ func TestToolsOfNode(t *testing.T) {
 		}
 		require.Equal(t, len(args)-1, judged)
 	})
+	t.Run("the validator of the README", func(t *testing.T) {
+		readme, err := os.ReadFile("README.md")
+		require.NoError(t, err)
+		_, code, _ := strings.Cut(string(readme), "```js\n")
+		code, _, found := strings.Cut(code, "```")
+		require.True(t, found)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "validate.mjs"), []byte(code), 0o600))
+		copyTo(t, dir, "notification.schema.json")
+		var good strings.Builder
+		r := newRand(t)
+		for _, typ := range payloadTypes() {
+			for range 20 {
+				good.Write(append(random(t, r, typ, "").AppendJSON(nil), '\n'))
+			}
+		}
+		out, errs, err := run(t, dir, good.String(), node, "validate.mjs")
+		require.NoError(t, err, "%s", errs)
+		require.Empty(t, out+errs)
+		out, errs, err = run(t, dir, strings.Replace(example(), `"price":50100`, `"price":"50100"`, 1), node, "validate.mjs")
+		require.NoError(t, err, "%s", errs)
+		require.Contains(t, out, "price")
+	})
 	t.Run("the compiler of TypeScript", func(t *testing.T) {
-		copyTo(t, dir, "../clients/typescript/src/notifications.ts")
-		copyTo(t, dir, "testdata/use.ts")
-		out, errs, err := run(t, dir, "", node, "node_modules/typescript/bin/tsc", "--strict", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes",
-			"--verbatimModuleSyntax", "--erasableSyntaxOnly", "--lib", "es2022,dom", "--target", "es2022", "--module", "nodenext", "use.ts")
+		alone := t.TempDir() // where no other package's types are found
+		copyTo(t, alone, "package.json")
+		copyTo(t, alone, "../clients/typescript/src/notifications.ts")
+		copyTo(t, alone, "testdata/use.ts")
+		tsc := filepath.Join(dir, "node_modules", "typescript", "bin", "tsc")
+		out, errs, err := run(t, alone, "", node, tsc, "--strict", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes",
+			"--verbatimModuleSyntax", "--erasableSyntaxOnly", "--skipLibCheck", "--lib", "es2022", "--target", "es2022", "--module", "nodenext", "use.ts")
 		require.NoError(t, err, "%s%s", out, errs)
-		out, errs, err = run(t, dir, "", node, "use.js")
+		out, errs, err = run(t, alone, "", node, "use.js")
 		require.NoError(t, err, "%s%s", out, errs)
 		var told struct {
 			ChannelOf  map[string]string

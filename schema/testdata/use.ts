@@ -1,6 +1,8 @@
 // What a program does with the types: it must compile, and what is wrong must not.
 import { bigintKeys, channelOf, isKnown, type AnyNotification, type Channel, type Notification } from "./notifications.js";
 
+declare const console: { log(line: string): void };
+
 export function read(n: AnyNotification): bigint | string {
   if (!isKnown(n)) {
     const payload: Record<string, unknown> = n.payload;
