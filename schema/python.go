@@ -64,7 +64,7 @@ func python(ps []payload) []byte {
 	line(`    """What an exchange tells a user: match on the payload."""`)
 	line("")
 	for _, f := range envelope {
-		line("    %s: %s  # %s", f.key, map[bool]string{true: "Payload"}[f.key == "payload"]+pythonTypeOf(f), strings.TrimSuffix(f.doc, "."))
+		line("    %s: %s  # %s", f.key, pythonTypeOf(f), strings.TrimSuffix(f.doc, "."))
 	}
 	line("    raw: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)  # all that came, unknown keys too")
 	line("")
@@ -121,9 +121,10 @@ func python(ps []payload) []byte {
 	return b.Bytes()
 }
 
+// pythonTypeOf is the type of a key of the envelope.
 func pythonTypeOf(f field) string {
 	if f.key == "payload" {
-		return ""
+		return "Payload"
 	}
 	return pythonType(f.kind)
 }

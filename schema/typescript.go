@@ -54,7 +54,7 @@ func typeScript(ps []payload) []byte {
 	line("export interface Envelope<T extends string, P> {")
 	for _, f := range envelope {
 		line("  /** %s */", f.doc)
-		line("  %s: %s;", f.key, map[string]string{"message_type": "T", "payload": "P", "priority": "Priority"}[f.key]+tsTypeOf(f))
+		line("  %s: %s;", f.key, tsTypeOf(f))
 	}
 	line("}")
 	line("")
@@ -86,12 +86,15 @@ func typeScript(ps []payload) []byte {
 	return b.Bytes()
 }
 
-// tsTypeOf is tsType for a key of the envelope, empty for those that have a type
-// of their own there.
+// tsTypeOf is the type of a key of the envelope.
 func tsTypeOf(f field) string {
 	switch f.key {
-	case "message_type", "payload", "priority":
-		return ""
+	case "message_type":
+		return "T"
+	case "payload":
+		return "P"
+	case "priority":
+		return "Priority"
 	}
 	return tsType(f.kind)
 }
