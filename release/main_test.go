@@ -13,7 +13,7 @@ import (
 )
 
 // scratch makes a repository in small: a root, a module that requires it and
-// another, one that is not released, a .ci/run that is green, and a remote.
+// another, some that are not released, a .ci/run that is green, and a remote.
 func scratch(t *testing.T) release {
 	if _, err := exec.LookPath("git"); err != nil {
 		t.Skip("no git, no release: ", err)
@@ -29,6 +29,7 @@ func scratch(t *testing.T) release {
 	r.write(t, "a/b/go.mod", "module example.org/x/a/b\n\ngo 1.26.0\n\nrequire (\n\texample.org/x v0.1.0\n\texample.org/x/a v0.1.0\n\texample.org/y v0.1.0\n)\n")
 	r.write(t, "examples/go.mod", "module example.org/x/examples\n\ngo 1.26.0\n\nrequire example.org/x/a v0.1.0\n")
 	r.write(t, "examples/more/go.mod", "module example.org/x/examples/more\n\ngo 1.26.0\n\nrequire example.org/x/a v0.1.0\n")
+	r.write(t, "a/internal/server/go.mod", "module example.org/x/a/internal/server\n\ngo 1.26.0\n")
 	r.write(t, "CHANGELOG.md", "# Changelog\n\n## [Unreleased]\n\n### Fixed\n\n- It.\n\n## [0.1.0] - 2026-11-01\n\n- All.\n")
 	r.write(t, ".ci/run", "#!/bin/sh\necho green\n")
 	r.run(t, "init", "--quiet", "--initial-branch=main")
@@ -96,6 +97,7 @@ func TestRelease(t *testing.T) {
 			require.Contains(t, refs, "\t"+ref+"\n")
 		}
 		require.NotContains(t, refs, "examples")
+		require.NotContains(t, refs, "internal")
 	})
 	t.Run("a second time there is nothing to release", func(t *testing.T) {
 		before := r.state(t)

@@ -12,8 +12,8 @@ import (
 )
 
 // unreleased are the folders of the modules that serve this repository alone, they
-// and those below them. Every other module is released: a new one needs no line
-// here.
+// and those below them. So does a module below a folder internal, which nobody
+// else may import. Every other module is released: a new one needs no line here.
 var unreleased = []string{"benchmarks", "examples", "modeltest", "release", "schema"}
 
 // A module is one go.mod of a checkout.
@@ -26,8 +26,8 @@ func (m module) path() string  { return m.file.Module.Mod.Path }
 func (m module) goMod() string { return path.Join(m.dir, "go.mod") }
 
 func (m module) released() bool {
-	top, _, _ := strings.Cut(m.dir, "/")
-	return !slices.Contains(unreleased, top)
+	folders := strings.Split(m.dir, "/")
+	return !slices.Contains(unreleased, folders[0]) && !slices.Contains(folders, "internal")
 }
 
 // tag is where the go command looks for a version of m: a module in a folder has
