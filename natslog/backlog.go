@@ -234,27 +234,26 @@ func (q *backlog) next() (b *batch, wait time.Duration) {
 
 // seal fixes what is in b: what was withdrawn is not. mu is held.
 func (q *backlog) seal(b *batch) {
-	alive := func(it *item) bool {
-		return it.call == nil || it.call.state.CompareAndSwap(queued, joined) || it.call.state.Load() != withdrawn
-	}
-	q.dead -= b.keep(alive)
+	q.dead -= b.keep(func(c *call) bool {
+		return c.state.CompareAndSwap(queued, joined) || c.state.Load() != withdrawn
+	})
 }
 
-// keep removes the items, and their archives, that are not alive, and returns how
-// many there were.
-func (b *batch) keep(alive func(*item) bool) (removed int) {
+// keep removes the items, and their archives, whose call is not alive, and returns
+// how many there were.
+func (b *batch) keep(alive func(*call) bool) (removed int) {
 	from, to, n := 0, 0, 0
-	for i := range b.items {
-		it := b.items[i]
-		if alive(&it) {
+	for i, it := range b.items {
+		size := int(it.size)
+		if it.call == nil || alive(it.call) {
 			if from != to {
-				copy(b.data[to:], b.data[from:from+int(it.size)])
+				copy(b.data[to:], b.data[from:from+size])
+				b.items[n] = b.items[i]
 			}
-			b.items[n] = it
 			n++
-			to += int(it.size)
+			to += size
 		}
-		from += int(it.size)
+		from += size
 	}
 	removed = len(b.items) - n
 	clear(b.items[n:])
@@ -280,7 +279,7 @@ func (q *backlog) withdrew() {
 	old := q.queue
 	q.queue = nil
 	for _, b := range old {
-		q.dead -= b.keep(func(it *item) bool { return it.call == nil || it.call.state.Load() != withdrawn })
+		q.dead -= b.keep(func(c *call) bool { return c.state.Load() != withdrawn })
 		at := 0
 		for _, it := range b.items {
 			to := q.last()
@@ -401,8 +400,8 @@ func (q *backlog) abandon() {
 		q.resolve(b, errOnItsWay)
 	}
 	for _, b := range q.queue {
-		b.keep(func(it *item) bool {
-			return it.call == nil || it.call.state.CompareAndSwap(queued, dropped) || it.call.state.Load() != withdrawn
+		b.keep(func(c *call) bool {
+			return c.state.CompareAndSwap(queued, dropped) || c.state.Load() != withdrawn
 		})
 		q.abandoned = append(q.abandoned, b)
 		q.resolve(b, errLeft)

@@ -37,7 +37,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"log/slog"
 	"regexp"
 	"strconv"
@@ -197,9 +196,11 @@ func (l *Log) stream(lane notification.Priority, partition int) string {
 // partitionOf returns the partition of a user: FNV-1a, 64 bit, over the bytes of
 // the UserID, modulo the number of partitions. Load balancers compute it too.
 func partitionOf(userID string, partitions int) int {
-	h := fnv.New64a()
-	h.Write([]byte(userID))
-	return int(h.Sum64() % uint64(partitions))
+	h := uint64(14695981039346656037)
+	for i := range len(userID) {
+		h = (h ^ uint64(userID[i])) * 1099511628211
+	}
+	return int(h % uint64(partitions))
 }
 
 // A conn is one connection, that comes back for ever, and tells when it has.

@@ -159,6 +159,10 @@ func (p *Publisher) Publish(n *notification.Notification, done func(error)) erro
 // the same ID. Otherwise it returns what Publish or done would. It does not wait
 // for room in a full lane: that is ErrQueueFull at once.
 func (p *Publisher) PublishWait(ctx context.Context, n *notification.Notification) error {
+	if err := ctx.Err(); err != nil && n.Validate() == nil {
+		p.tooLate(n.Priority)
+		return err
+	}
 	c := p.calls.Get().(*call)
 	c.state.Store(queued)
 	if err := p.publish(n, nil, c); err != nil {
@@ -235,6 +239,14 @@ func (p *Publisher) withdraw(n *notification.Notification) {
 		s.withdrew()
 		s.mu.Unlock()
 	}
+}
+
+// tooLate counts a call of PublishWait whose ctx had ended before: nothing is sent,
+// were it only because the sender was quicker than the look at ctx.
+func (p *Publisher) tooLate(lane notification.Priority) {
+	p.lanes[lane].withdrawn.Add(1)
+	s := p.senders[lane][0]
+	s.bump(&s.counts.accepted)
 }
 
 // Run puts into the log what is accepted until Shutdown has drained the Publisher,

@@ -1,0 +1,125 @@
+package natslog
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/natslog/internal/natstest"
+	"github.com/stretchr/testify/require"
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	before := runtime.NumGoroutine()
+	code := natstest.Main(m)
+	fuzzing := flag.Lookup("test.fuzz").Value.String() != "" // its workers are not ours
+	if n := goroutines(before); code == 0 && n > before && !fuzzing {
+		buf := make([]byte, 1<<20)
+		fmt.Fprintf(os.Stderr, "%d goroutines before the tests, %d after:\n%s\n", before, n, buf[:runtime.Stack(buf, true)])
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// goroutines returns how many there are, once they are at most want or have had a
+// while to end.
+func goroutines(want int) int {
+	for give := time.Now().Add(natstest.Patience); runtime.NumGoroutine() > want && time.Now().Before(give); {
+		<-time.After(time.Millisecond)
+	}
+	return runtime.NumGoroutine()
+}
+
+// patient returns a ctx for what must come.
+func patient(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// open opens a Log for the test, of one partition unless cfg says otherwise.
+func open(t testing.TB, cfg Config) *Log {
+	t.Helper()
+	l, err := Open(patient(t), cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// publisher returns a Publisher of l that runs until the end of the test.
+func publisher(t testing.TB, l *Log, cfg PublisherConfig) *Publisher {
+	t.Helper()
+	p, err := l.NewPublisher(cfg)
+	require.NoError(t, err)
+	start(t, p)
+	return p
+}
+
+// start runs p until the end of the test, where its equations must hold.
+func start(t testing.TB, p *Publisher) {
+	var wg sync.WaitGroup
+	wg.Go(func() { p.Run(context.Background()) }) // ends with Shutdown
+	t.Cleanup(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		p.Shutdown(ctx)
+		wg.Wait()
+		conserved(t, p)
+	})
+}
+
+// conserved checks the equation of a Publisher at rest.
+func conserved(t testing.TB, p *Publisher) {
+	t.Helper()
+	for lane, l := range p.Stats().Lanes {
+		require.Equal(t, l.Accepted, l.Acknowledged+l.Withdrawn+l.Discarded+l.Uncertain+uint64(l.Queued), "lane %s: %+v", notification.Priority(lane), l)
+	}
+}
+
+// note returns a notification with this ID.
+func note(id, user string, lane notification.Priority) *notification.Notification {
+	n := notification.New(user, notification.TradeExecuted{TradeID: id, OrderID: "o-1", InstrumentID: "cu2512", Direction: "BUY", Price: 50100, Volume: 2}, "MatchingEngine")
+	if user == notification.AllUsers {
+		n.Payload = notification.SystemNotice{Title: id, Content: "…", Level: "info"}
+	}
+	n.ID, n.Priority = id, lane
+	return n
+}
+
+// read returns the blocks of a stream from the server itself, by a way of its own.
+func read(t testing.TB, l *Log, lane notification.Priority, partition int) []block {
+	t.Helper()
+	ctx := patient(t)
+	s, err := l.bulk.js.Stream(ctx, l.stream(lane, partition))
+	require.NoError(t, err)
+	state := s.CachedInfo().State
+	var bs []block
+	for seq := state.FirstSeq; seq <= state.LastSeq && state.Msgs > 0; seq++ {
+		m, err := s.GetMsg(ctx, seq)
+		require.NoError(t, err)
+		b, err := openBlock(m.Sequence, m.Time, m.Header, m.Data)
+		require.NoError(t, err)
+		bs = append(bs, b)
+	}
+	return bs
+}
+
+// ids returns the IDs in a stream, in its order.
+func ids(t testing.TB, l *Log, lane notification.Priority, partition int) []string {
+	t.Helper()
+	var all []string
+	for _, b := range read(t, l, lane, partition) {
+		for _, e := range b.entries() {
+			require.NoError(t, e.err)
+			all = append(all, e.archive.ID())
+		}
+	}
+	return all
+}
