@@ -66,6 +66,7 @@ func publisher(t testing.TB, l *Log, cfg PublisherConfig) *Publisher {
 func start(t testing.TB, p *Publisher) {
 	var wg sync.WaitGroup
 	wg.Go(func() { p.Run(context.Background()) }) // ends with Shutdown
+	natstest.Eventually(t, "it runs", func() bool { return running(p.life) })
 	t.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
@@ -73,6 +74,12 @@ func start(t testing.TB, p *Publisher) {
 		wg.Wait()
 		conserved(t, p)
 	})
+}
+
+func running(l *lifecycle) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.started
 }
 
 // conserved checks the equation of a Publisher at rest.

@@ -235,6 +235,11 @@ func dial(ctx context.Context, cfg *Config, what string) (*conn, error) {
 	// sent later would be sent behind its back.
 	o.AllowReconnect, o.MaxReconnect, o.ReconnectBufSize = true, -1, -1
 	o.IgnoreAuthErrorAbort = true
+	if o.AsyncErrorCB == nil { // its default writes to standard error
+		o.AsyncErrorCB = func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			cfg.Logger.Warn("NATS reports an error", "connection", o.Name, "error", err)
+		}
+	}
 	then := o.ReconnectedCB
 	o.ReconnectedCB = func(nc *nats.Conn) {
 		c.mu.Lock()
