@@ -252,8 +252,8 @@ func (p *Publisher) tooLate(lane notification.Priority) {
 // Run puts into the log what is accepted until Shutdown has drained the Publisher,
 // and returns nil then, or until ctx ends, and returns its cause. What is queued at
 // that moment is counted as Discarded and what is on its way as Uncertain, and their
-// dones are called before Run returns. It returns an error that wraps ErrClosed
-// when the Log has been closed. A second Run returns ErrRunning, one after the end
+// dones are called before Run returns. It returns an error that wraps ErrClosed when
+// it has something to send and the Log has been closed. A second Run returns ErrRunning, one after the end
 // ErrClosed.
 func (p *Publisher) Run(ctx context.Context) error {
 	if err := p.life.start(); err != nil {
