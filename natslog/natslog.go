@@ -98,6 +98,7 @@ type Config struct {
 	Logger *slog.Logger
 
 	duplicates time.Duration // for tests
+	pace       pace          // for tests
 }
 
 var validName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,32}$`)
@@ -138,6 +139,7 @@ type Log struct {
 	cfg    Config
 	urgent *conn // of P0
 	bulk   *conn // of the other lanes
+	epochs *epochs
 }
 
 // Open connects to the servers, and creates the streams or verifies those that are
@@ -149,6 +151,7 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 		return nil, err
 	}
 	l := &Log{cfg: cfg}
+	l.epochs = newEpochs(l)
 	var err error
 	if l.urgent, err = dial(ctx, &l.cfg, "P0"); err == nil {
 		l.bulk, err = dial(ctx, &l.cfg, "P1 to P3")
@@ -209,8 +212,9 @@ type conn struct {
 	nc *nats.Conn
 	js jetstream.JetStream
 
-	mu   sync.Mutex
-	back chan struct{} // guarded by mu: closed, and replaced, with each reconnect
+	mu    sync.Mutex
+	back  chan struct{} // guarded by mu: closed, and replaced, with each reconnect
+	moved time.Time     // guarded by mu: the last time of elsewhere
 }
 
 // dial connects.
@@ -288,4 +292,16 @@ func (c *conn) reconnect() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.back
+}
+
+// elsewhere lets the connection go to another server, if one is known: this one may
+// be cut off from the others, which its clients do not notice. Within pause it does
+// so once, whoever asks.
+func (c *conn) elsewhere(pause time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.nc.Servers()) > 1 && time.Since(c.moved) > pause {
+		c.moved = time.Now()
+		_ = c.nc.ForceReconnect() // fails if it has been closed
+	}
 }

@@ -1,0 +1,522 @@
+package natslog
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+	"github.com/qaexchange/notification"
+)
+
+// A pace is how often a follower does what it does. The zero value is the default;
+// tests are in a hurry.
+type pace struct {
+	heartbeat time.Duration // of the server, when there is nothing to send; default 2 s
+	check     time.Duration // between two looks at the stream without a reason; default 10 s
+	request   time.Duration // for how long an answer is waited for; default 5 s
+	quiet     time.Duration // after which a stream gets an empty block; default Retention/4
+	elsewhere time.Duration // of failures, after which another server is tried; default 10 s
+}
+
+func (p pace) withDefaults(retention time.Duration) pace {
+	p.heartbeat = cmp.Or(p.heartbeat, 2*time.Second)
+	p.check = cmp.Or(p.check, 10*time.Second)
+	p.request = cmp.Or(p.request, 5*time.Second)
+	p.quiet = cmp.Or(p.quiet, retention/4)
+	p.elsewhere = cmp.Or(p.elsewhere, 10*time.Second)
+	return p
+}
+
+// errAgain: the stream must be looked at again. It is no failure.
+var errAgain = errors.New("natslog: look again")
+
+// A place is where to begin to read a stream in an epoch.
+type place struct {
+	// known is a block of this epoch that was read before, and whose like must
+	// still be there; zero if there is none.
+	known known
+	next  uint64 // the first block that is wanted; 0: the oldest that there is when the first is read
+	warm  int    // how many entries, at least, of the blocks before it are handed over first, if they are still there
+}
+
+// A known block is one that was read: if the stream has another one in its place, or
+// does not reach so far, its tail was lost.
+type known struct {
+	seq    uint64
+	stored time.Time // zero if only the place is known
+}
+
+// An event is what a follower hands over. Between two blocks of which the second is
+// not the next one there is always a gap or a new place.
+type event struct {
+	kind     eventKind
+	block    block  // of blockEvent and corruptEvent, which has only seq and stored
+	err      error  // of corruptEvent: wraps errBlock
+	from, to uint64 // of gapEvent: the first and the last sequence that is not there any more
+}
+
+type eventKind uint8
+
+const (
+	blockEvent   eventKind = iota // the next block
+	corruptEvent                  // the next message, which is no block
+	gapEvent                      // blocks that are wanted are gone: by age, by size, by an operator
+	warmEvent                     // all has been handed over that there was when this epoch began; once per epoch
+)
+
+// A follower reads one stream in order and without holes, from a place on, for as
+// long as it runs, through restarts of servers and changes of leaders.
+//
+// It trusts neither the consumer nor the connection. Before each consumer is made,
+// and every now and then, it looks: which epoch is it (by the bucket, and by when
+// the streams were created); and does the leader have the block that was read last,
+// with the same time? If not, the tail was lost and its numbers are used again, which
+// the sequence does not show; then the epoch is changed, for everybody. While it
+// reads, each sequence must be the one after the last. If it is not, all is looked at
+// again and read from there: what is still there comes now, what is not is a gap.
+//
+// A stream in which nothing was stored for a while gets an empty block, so that there
+// is always a block to compare with.
+//
+// The two functions are called by the goroutine of run, and may take their time:
+// nothing more is asked of the server meanwhile.
+type follower struct {
+	// immutable
+	log           *Log
+	c             *conn
+	pace          pace
+	name, subject string // of the stream
+	// begin is called when an epoch begins for this follower, the first one
+	// included. It returns where to read from; what was read before belongs to
+	// another numbering. An error lets it be called again after a pause.
+	begin func(ctx context.Context, epoch uint64, s streamState) (place, error)
+	// handle takes an event. An error, which is that of ctx, lets it have the event
+	// once more, unless ctx has ended.
+	handle func(ctx context.Context, e event) error
+
+	// owned by run
+	epoch   epoch
+	known   known
+	wanted  uint64 // place.next, or the first block that was handed over
+	warm    int    // place.warm
+	next    uint64 // what is read next; 0: not known yet
+	end     uint64 // the last sequence when the epoch began
+	isWarm  bool
+	jumped  uint64 // the consumer jumped over this one, which should be there
+	leaders chan struct{}
+
+	counts followerCounts
+}
+
+// followerCounts are written by run and read by anybody.
+type followerCounts struct {
+	read   atomic.Uint64 // sequence of the last block handed over
+	last   atomic.Uint64 // the greatest sequence that the server has told of
+	blocks atomic.Uint64 // handed over
+	holes  atomic.Uint64 // sequences that did not follow, for which the stream was read again
+	gaps   atomic.Uint64 // blocks that were gone
+	epochs atomic.Uint64 // epochs begun after the first
+	lost   atomic.Uint64 // tails found lost by this follower
+	passes atomic.Uint64 // consumers made
+	empty  atomic.Uint64 // empty blocks stored
+}
+
+func (l *Log) newFollower(lane notification.Priority, partition int) *follower {
+	return &follower{
+		log: l, c: l.conn(lane), pace: l.cfg.pace.withDefaults(l.cfg.Retention),
+		name: l.stream(lane, partition), subject: l.subject(lane, partition),
+		leaders: make(chan struct{}, 1),
+	}
+}
+
+// lag returns how many blocks the follower is behind what it knows the server has.
+func (f *follower) lag() uint64 {
+	read, last := f.counts.read.Load(), f.counts.last.Load()
+	return max(last, read) - read
+}
+
+// run reads until ctx ends, and returns its cause, or until the connection is closed
+// for good, and returns an error that wraps notification.ErrClosed.
+func (f *follower) run(ctx context.Context) error {
+	if f.log.cfg.Replicas > 1 {
+		// Of what NATS says of a leader only that there is a new one is of interest.
+		s, err := f.c.nc.Subscribe("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED."+f.name, func(*nats.Msg) { wake(f.leaders) })
+		if err != nil {
+			return fmt.Errorf("%w: %w", notification.ErrClosed, err)
+		}
+		defer s.Unsubscribe()
+	}
+	const firstPause, lastPause = 10 * time.Millisecond, time.Second
+	pause, failing := firstPause, time.Time{}
+	for {
+		back := f.c.reconnect() // before anything is looked at, so that what is seen is not older
+		worked, err := f.pass(ctx, back)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if f.c.nc.IsClosed() {
+			return fmt.Errorf("%w: the connection of stream %s", notification.ErrClosed, f.name)
+		}
+		if worked {
+			pause = firstPause
+		}
+		switch {
+		case worked || err == nil || errors.Is(err, errAgain):
+			if !failing.IsZero() {
+				f.log.cfg.Logger.Info("reading goes on", "stream", f.name)
+			}
+			failing = time.Time{}
+		case failing.IsZero():
+			failing = time.Now()
+			f.log.cfg.Logger.Warn("reading has to wait", "stream", f.name, "error", err)
+		case time.Since(failing) > f.pace.elsewhere:
+			f.c.elsewhere(f.pace.elsewhere)
+		}
+		select {
+		case <-time.After(pause):
+		case <-back:
+		case <-ctx.Done():
+		}
+		pause = min(2*pause, lastPause)
+	}
+}
+
+// wake rings a bell of capacity 1.
+func wake(bell chan struct{}) {
+	select {
+	case bell <- struct{}{}:
+	default:
+	}
+}
+
+// pass looks at the stream and reads it until there is a reason to look again. It
+// reports whether it got anywhere.
+func (f *follower) pass(ctx context.Context, back <-chan struct{}) (worked bool, err error) {
+	select {
+	case <-f.leaders: // before the look
+	default:
+	}
+	e, s, err := f.look(ctx)
+	if err != nil {
+		return false, err
+	}
+	now, changed := f.log.epochs.now()
+	if now.id != e.id {
+		return false, errAgain
+	}
+	if e.id != f.epoch.id {
+		if err := f.adopt(ctx, e, s); err != nil {
+			return false, err
+		}
+	}
+	if lost, err := f.lostTail(ctx, s); lost || err != nil {
+		return false, err
+	}
+	if err := f.start(ctx, s); err != nil {
+		return false, err
+	}
+	if err := f.skip(ctx, s); err != nil {
+		return false, err
+	}
+	f.counts.last.Store(s.last)
+	if err := f.tellWarm(ctx); err != nil {
+		return false, err
+	}
+	rctx, cancel := context.WithTimeout(ctx, f.pace.request)
+	p, err := f.c.pull(rctx, f.name, f.next, false, f.pace.heartbeat)
+	cancel()
+	if err != nil {
+		return false, err
+	}
+	defer p.close()
+	f.counts.passes.Add(1)
+	return f.read(ctx, p, back, changed)
+}
+
+// look asks for the epoch first, and then for the state of the stream, which is that
+// of this epoch or of a later one.
+func (f *follower) look(ctx context.Context) (epoch, streamState, error) {
+	ctx, cancel := context.WithTimeout(ctx, f.pace.request)
+	defer cancel()
+	e, err := f.log.epochs.look(ctx, f.c)
+	if err != nil {
+		return epoch{}, streamState{}, err
+	}
+	s, err := f.c.state(ctx, f.name)
+	if err != nil {
+		return epoch{}, streamState{}, err
+	}
+	if !s.created.Equal(e.created[f.name]) {
+		return epoch{}, streamState{}, errAgain // created anew in between
+	}
+	return e, s, nil
+}
+
+// adopt begins an epoch.
+func (f *follower) adopt(ctx context.Context, e epoch, s streamState) error {
+	p, err := f.begin(ctx, e.id, s)
+	if err != nil {
+		return err
+	}
+	if f.epoch.id != 0 {
+		f.counts.epochs.Add(1)
+		f.log.cfg.Logger.Warn("the log begins anew: another epoch", "stream", f.name, "epoch", e)
+	}
+	f.epoch, f.known, f.wanted, f.warm = e, p.known, p.next, p.warm
+	f.next, f.end, f.isWarm, f.jumped = 0, s.last, false, 0
+	return nil
+}
+
+// lostTail reports whether the stream has lost blocks that were read, and changes the
+// epoch if it has.
+func (f *follower) lostTail(ctx context.Context, s streamState) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, f.pace.request)
+	defer cancel()
+	var lost bool
+	switch k := f.known; {
+	case k.seq == 0:
+	case s.last < k.seq:
+		// A leader that was deposed and does not know it yet says such things, too.
+		// But nobody acknowledges a block to it, and the sequence of one that is
+		// acknowledged leaves no doubt.
+		seq, err := f.storeEmpty(ctx, nuid.Next())
+		if err != nil {
+			return false, err
+		}
+		if lost = seq <= k.seq; !lost {
+			return false, errAgain
+		}
+	case k.stored.IsZero(), s.first > k.seq: // nothing to compare with
+	case s.last == k.seq && s.lastStored.Equal(k.stored):
+	default:
+		m, found, err := f.c.message(ctx, f.name, k.seq)
+		if err != nil {
+			return false, err
+		}
+		lost = found && !m.Stored.Equal(k.stored)
+	}
+	if !lost {
+		return false, nil
+	}
+	f.log.cfg.Logger.Error("the stream has lost its tail", "stream", f.name, "read", f.known.seq, "last", s.last, "epoch", f.epoch)
+	if err := f.log.epochs.lost(ctx, f.c, f.epoch); err != nil {
+		return false, err
+	}
+	f.counts.lost.Add(1)
+	return true, nil
+}
+
+// start finds out where to begin, if that is not known yet: so far before the first
+// block that is wanted that there are enough entries in between.
+func (f *follower) start(ctx context.Context, s streamState) error {
+	if f.next != 0 {
+		return nil
+	}
+	next := cmp.Or(f.wanted, s.first)
+	if f.warm > 0 && s.first < f.wanted {
+		var err error
+		next, err = f.walkBack(ctx, s, f.wanted, func(entries int, _ int64) bool { return entries >= f.warm })
+		if err != nil {
+			return err
+		}
+	}
+	f.next = next
+	return nil
+}
+
+// skip tells what is gone of what would be next, and goes on behind it.
+func (f *follower) skip(ctx context.Context, s streamState) error {
+	to := f.next - 1
+	switch {
+	case s.first > f.next:
+		to = s.first - 1
+	case f.jumped == f.next && f.next <= s.last:
+		// It should be there, and a consumer jumped over it. Is there a hole in
+		// the stream itself? Whoever may delete single messages makes some.
+		rctx, cancel := context.WithTimeout(ctx, f.pace.request)
+		m, found, err := f.c.nextMessage(rctx, f.name, f.subject, f.next)
+		cancel()
+		if err != nil {
+			return err
+		}
+		if to = s.last; found {
+			to = m.Seq - 1
+		}
+	}
+	if from := max(f.next, f.wanted); f.wanted != 0 && to >= from {
+		f.log.cfg.Logger.Error("blocks are gone that were not read yet", "stream", f.name, "from", from, "to", to)
+		if err := f.handle(ctx, event{kind: gapEvent, from: from, to: to}); err != nil {
+			return err
+		}
+		f.counts.gaps.Add(to - from + 1)
+		f.known = known{seq: to}
+		f.counts.read.Store(to)
+	}
+	f.next, f.jumped = to+1, 0
+	return nil
+}
+
+// tellWarm tells, once per epoch, that the end has been reached that was seen at its
+// beginning.
+func (f *follower) tellWarm(ctx context.Context) error {
+	if f.isWarm || f.next <= f.end {
+		return nil
+	}
+	if err := f.handle(ctx, event{kind: warmEvent}); err != nil {
+		return err
+	}
+	f.isWarm = true
+	return nil
+}
+
+// read hands over what the consumer brings, until there is a reason to look again.
+func (f *follower) read(ctx context.Context, p *puller, back, changed <-chan struct{}) (worked bool, err error) {
+	now := time.Now()
+	heard, looked, stored := now, now, now
+	stalled := uint64(0) // what was next at the last look, if there was more then
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		if err := p.ask(); err != nil {
+			return worked, err
+		}
+		silence := heard.Add(2*f.pace.heartbeat + f.pace.heartbeat/2)
+		timer.Reset(time.Until(earliest(silence, looked.Add(f.pace.check), stored.Add(f.pace.quiet))))
+		select {
+		case <-ctx.Done():
+			return worked, ctx.Err()
+		case <-back:
+			return worked, errAgain
+		case <-changed:
+			return worked, errAgain
+		case <-f.leaders:
+			return worked, errAgain
+		case m := <-p.msgs:
+			meta, err := p.accept(m)
+			if err != nil {
+				return worked, err
+			}
+			if meta != nil {
+				if err := f.take(ctx, m, meta); err != nil {
+					return worked, err
+				}
+				stored = time.Now()
+			}
+			worked, heard = true, time.Now() // after take, which may have waited
+			continue
+		case <-timer.C:
+		}
+		now := time.Now()
+		if now.After(silence) {
+			return worked, fmt.Errorf("%w: no heartbeat", errPull)
+		}
+		if now.After(looked.Add(f.pace.check)) {
+			if stalled, err = f.check(ctx, stalled); err != nil {
+				return worked, err
+			}
+			looked = time.Now()
+		}
+		if now.After(stored.Add(f.pace.quiet)) {
+			f.breakSilence(ctx)
+			stored = time.Now()
+		}
+	}
+}
+
+func earliest(t time.Time, others ...time.Time) time.Time {
+	for _, o := range others {
+		if o.Before(t) {
+			t = o
+		}
+	}
+	return t
+}
+
+// check looks at the stream while a consumer reads it: a leader's change may go
+// unheard, and a consumer at a server that was cut off, or behind the end of a
+// stream that lost its tail, waits in silence. It returns what is next if the leader
+// has it, so that the check after this one can see that it did not come.
+func (f *follower) check(ctx context.Context, stalled uint64) (uint64, error) {
+	e, s, err := f.look(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if e.id != f.epoch.id {
+		return 0, errAgain
+	}
+	if lost, err := f.lostTail(ctx, s); lost || err != nil {
+		return 0, cmp.Or(err, errAgain)
+	}
+	f.counts.last.Store(max(s.last, f.next-1))
+	if s.last < f.next {
+		return 0, nil
+	}
+	if stalled == f.next {
+		return 0, fmt.Errorf("%w: it does not bring what there is", errPull)
+	}
+	return f.next, nil
+}
+
+// take hands over a message if it is the next one.
+func (f *follower) take(ctx context.Context, m *nats.Msg, meta *nats.MsgMetadata) error {
+	seq := meta.Sequence.Stream
+	if f.wanted == 0 || f.next < seq && seq <= f.wanted {
+		f.next = seq // what is not wanted may go while it is read, all the time if the stream is full
+	}
+	if seq != f.next {
+		if seq > f.next {
+			f.counts.holes.Add(1)
+			f.jumped = f.next
+		}
+		return errAgain
+	}
+	if seq == f.known.seq && !f.known.stored.IsZero() && !f.known.stored.Equal(meta.Timestamp) {
+		return errAgain // another block than the one that was read: the look says so, too
+	}
+	f.counts.last.Store(max(f.counts.last.Load(), seq+meta.NumPending))
+	ev := event{kind: blockEvent}
+	if ev.block, ev.err = openBlock(seq, meta.Timestamp, m.Header, m.Data); ev.err != nil {
+		ev.kind, ev.block = corruptEvent, block{seq: seq, stored: meta.Timestamp}
+	}
+	if err := f.handle(ctx, ev); err != nil {
+		return err
+	}
+	if seq >= f.known.seq {
+		f.known = known{seq, meta.Timestamp}
+	}
+	f.wanted = cmp.Or(f.wanted, seq)
+	f.next = seq + 1
+	f.counts.read.Store(seq)
+	f.counts.blocks.Add(1)
+	return f.tellWarm(ctx)
+}
+
+// breakSilence stores an empty block behind the last, unless another reader has done
+// so. That it fails is of no importance: there is another time.
+func (f *follower) breakSilence(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, f.pace.request)
+	defer cancel()
+	slot := time.Now().UnixNano() / int64(f.pace.quiet)
+	id := "quiet-" + f.epoch.String() + "-" + f.name + "-" + strconv.FormatInt(slot, 10)
+	// The Msg-Id makes one of those that come together, and the sequence one of all
+	// that come after the same block, whatever the clocks say.
+	if _, err := f.storeEmpty(ctx, id, jetstream.WithExpectLastSequence(f.next-1)); err == nil {
+		f.counts.empty.Add(1)
+	}
+}
+
+// storeEmpty stores a block without entries and returns its sequence.
+func (f *follower) storeEmpty(ctx context.Context, id string, options ...jetstream.PublishOpt) (uint64, error) {
+	ack, err := f.c.js.PublishMsg(ctx, newBlockMsg(f.subject, id, 0, nil), options...)
+	if err != nil {
+		return 0, fmt.Errorf("natslog: storing an empty block in %s: %w", f.name, err)
+	}
+	return ack.Sequence, nil
+}
