@@ -3,8 +3,8 @@ package natslog
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -12,8 +12,6 @@ import (
 	"strconv"
 	"sync"
 	"time"
-
-	"crypto/rand"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/qaexchange/notification"
@@ -189,9 +187,7 @@ func (e *epochs) create(ctx context.Context, c *conn) error {
 // write writes a new value, unless somebody else has since the revision. Nil says
 // that one of the two has happened.
 func (e *epochs) write(ctx context.Context, c *conn, revision uint64) error {
-	var b [16]byte
-	rand.Read(b[:]) // never fails
-	_, err := c.js.Publish(ctx, e.subject(), []byte(hex.EncodeToString(b[:])), jetstream.WithExpectLastSequencePerSubject(revision))
+	_, err := c.js.Publish(ctx, e.subject(), []byte(rand.Text()), jetstream.WithExpectLastSequencePerSubject(revision))
 	if refused := (*jetstream.APIError)(nil); errors.As(err, &refused) && refused.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
 		return nil
 	}

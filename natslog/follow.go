@@ -3,6 +3,7 @@ package natslog
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"strconv"
@@ -11,7 +12,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/nats-io/nuid"
 	"github.com/qaexchange/notification"
 )
 
@@ -42,7 +42,7 @@ type place struct {
 	// known is a block of this epoch that was read before, and whose like must
 	// still be there; zero if there is none.
 	known known
-	next  uint64 // the first block that is wanted; 0: the oldest that there is when the first is read
+	next  uint64 // the first block that is wanted; 0: the oldest of those that there are, when it comes to be read
 	warm  int    // how many entries, at least, of the blocks before it are handed over first, if they are still there
 }
 
@@ -104,13 +104,15 @@ type follower struct {
 	// owned by run
 	epoch   epoch
 	known   known
-	wanted  uint64 // place.next, or the first block that was handed over
+	wanted  uint64 // what is gone of the blocks before it is no gap
+	oldest  bool   // nothing was handed over yet, and all before wanted is to be
 	warm    int    // place.warm
 	next    uint64 // what is read next; 0: not known yet
 	end     uint64 // the last sequence when the epoch began
 	isWarm  bool
-	jumped  uint64 // the consumer jumped over this one, which should be there
-	leaders chan struct{}
+	jumped  uint64          // the consumer jumped over this one, which should be there
+	back    <-chan struct{} // closed when the connection has come back since this pass began
+	leaders chan struct{}   // rung when the stream has a new leader
 
 	counts followerCounts
 }
@@ -142,6 +144,21 @@ func (f *follower) lag() uint64 {
 	return max(last, read) - read
 }
 
+// patience returns the ctx of what is asked of the servers. It ends with the
+// connection that it is asked through, too, because then the answer is lost.
+func (f *follower) patience(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, f.pace.request)
+	back := f.back
+	go func() { // ends with ctx
+		select {
+		case <-back:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
 // run reads until ctx ends, and returns its cause, or until the connection is closed
 // for good, and returns an error that wraps notification.ErrClosed.
 func (f *follower) run(ctx context.Context) error {
@@ -156,8 +173,8 @@ func (f *follower) run(ctx context.Context) error {
 	const firstPause, lastPause = 10 * time.Millisecond, time.Second
 	pause, failing := firstPause, time.Time{}
 	for {
-		back := f.c.reconnect() // before anything is looked at, so that what is seen is not older
-		worked, err := f.pass(ctx, back)
+		f.back = f.c.reconnect() // before anything is looked at, so that what is seen is not older
+		worked, err := f.pass(ctx)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -181,7 +198,7 @@ func (f *follower) run(ctx context.Context) error {
 		}
 		select {
 		case <-time.After(pause):
-		case <-back:
+		case <-f.back:
 		case <-ctx.Done():
 		}
 		pause = min(2*pause, lastPause)
@@ -198,7 +215,7 @@ func wake(bell chan struct{}) {
 
 // pass looks at the stream and reads it until there is a reason to look again. It
 // reports whether it got anywhere.
-func (f *follower) pass(ctx context.Context, back <-chan struct{}) (worked bool, err error) {
+func (f *follower) pass(ctx context.Context) (worked bool, err error) {
 	select {
 	case <-f.leaders: // before the look
 	default:
@@ -229,7 +246,7 @@ func (f *follower) pass(ctx context.Context, back <-chan struct{}) (worked bool,
 	if err := f.tellWarm(ctx); err != nil {
 		return false, err
 	}
-	rctx, cancel := context.WithTimeout(ctx, f.pace.request)
+	rctx, cancel := f.patience(ctx)
 	p, err := f.c.pull(rctx, f.name, f.next, false, f.pace.heartbeat)
 	cancel()
 	if err != nil {
@@ -237,13 +254,13 @@ func (f *follower) pass(ctx context.Context, back <-chan struct{}) (worked bool,
 	}
 	defer p.close()
 	f.counts.passes.Add(1)
-	return f.read(ctx, p, back, changed)
+	return f.read(ctx, p, changed)
 }
 
 // look asks for the epoch first, and then for the state of the stream, which is that
 // of this epoch or of a later one.
 func (f *follower) look(ctx context.Context) (epoch, streamState, error) {
-	ctx, cancel := context.WithTimeout(ctx, f.pace.request)
+	ctx, cancel := f.patience(ctx)
 	defer cancel()
 	e, err := f.log.epochs.look(ctx, f.c)
 	if err != nil {
@@ -269,7 +286,8 @@ func (f *follower) adopt(ctx context.Context, e epoch, s streamState) error {
 		f.counts.epochs.Add(1)
 		f.log.cfg.Logger.Warn("the log begins anew: another epoch", "stream", f.name, "epoch", e)
 	}
-	f.epoch, f.known, f.wanted, f.warm = e, p.known, p.next, p.warm
+	f.epoch, f.known, f.warm = e, p.known, p.warm
+	f.wanted, f.oldest = cmp.Or(p.next, s.last+1), p.next == 0
 	f.next, f.end, f.isWarm, f.jumped = 0, s.last, false, 0
 	return nil
 }
@@ -277,7 +295,7 @@ func (f *follower) adopt(ctx context.Context, e epoch, s streamState) error {
 // lostTail reports whether the stream has lost blocks that were read, and changes the
 // epoch if it has.
 func (f *follower) lostTail(ctx context.Context, s streamState) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, f.pace.request)
+	ctx, cancel := f.patience(ctx)
 	defer cancel()
 	var lost bool
 	switch k := f.known; {
@@ -286,7 +304,7 @@ func (f *follower) lostTail(ctx context.Context, s streamState) (bool, error) {
 		// A leader that was deposed and does not know it yet says such things, too.
 		// But nobody acknowledges a block to it, and the sequence of one that is
 		// acknowledged leaves no doubt.
-		seq, err := f.storeEmpty(ctx, nuid.Next())
+		seq, err := f.storeEmpty(ctx, rand.Text())
 		if err != nil {
 			return false, err
 		}
@@ -319,8 +337,12 @@ func (f *follower) start(ctx context.Context, s streamState) error {
 	if f.next != 0 {
 		return nil
 	}
-	next := cmp.Or(f.wanted, s.first)
-	if f.warm > 0 && s.first < f.wanted {
+	next := f.wanted
+	switch {
+	case s.first >= f.wanted:
+	case f.oldest:
+		next = s.first
+	case f.warm > 0:
 		var err error
 		next, err = f.walkBack(ctx, s, f.wanted, func(entries int, _ int64) bool { return entries >= f.warm })
 		if err != nil {
@@ -340,7 +362,7 @@ func (f *follower) skip(ctx context.Context, s streamState) error {
 	case f.jumped == f.next && f.next <= s.last:
 		// It should be there, and a consumer jumped over it. Is there a hole in
 		// the stream itself? Whoever may delete single messages makes some.
-		rctx, cancel := context.WithTimeout(ctx, f.pace.request)
+		rctx, cancel := f.patience(ctx)
 		m, found, err := f.c.nextMessage(rctx, f.name, f.subject, f.next)
 		cancel()
 		if err != nil {
@@ -350,7 +372,7 @@ func (f *follower) skip(ctx context.Context, s streamState) error {
 			to = m.Seq - 1
 		}
 	}
-	if from := max(f.next, f.wanted); f.wanted != 0 && to >= from {
+	if from := max(f.next, f.wanted); to >= from {
 		f.log.cfg.Logger.Error("blocks are gone that were not read yet", "stream", f.name, "from", from, "to", to)
 		if err := f.handle(ctx, event{kind: gapEvent, from: from, to: to}); err != nil {
 			return err
@@ -377,7 +399,7 @@ func (f *follower) tellWarm(ctx context.Context) error {
 }
 
 // read hands over what the consumer brings, until there is a reason to look again.
-func (f *follower) read(ctx context.Context, p *puller, back, changed <-chan struct{}) (worked bool, err error) {
+func (f *follower) read(ctx context.Context, p *puller, changed <-chan struct{}) (worked bool, err error) {
 	now := time.Now()
 	heard, looked, stored := now, now, now
 	stalled := uint64(0) // what was next at the last look, if there was more then
@@ -392,7 +414,7 @@ func (f *follower) read(ctx context.Context, p *puller, back, changed <-chan str
 		select {
 		case <-ctx.Done():
 			return worked, ctx.Err()
-		case <-back:
+		case <-f.back:
 			return worked, errAgain
 		case <-changed:
 			return worked, errAgain
@@ -467,8 +489,15 @@ func (f *follower) check(ctx context.Context, stalled uint64) (uint64, error) {
 // take hands over a message if it is the next one.
 func (f *follower) take(ctx context.Context, m *nats.Msg, meta *nats.MsgMetadata) error {
 	seq := meta.Sequence.Stream
-	if f.wanted == 0 || f.next < seq && seq <= f.wanted {
-		f.next = seq // what is not wanted may go while it is read, all the time if the stream is full
+	if f.next < seq && seq <= f.wanted {
+		// What comes before may go while it is read, all the time if the stream is
+		// full: to begin anew for that would never end.
+		rctx, cancel := f.patience(ctx)
+		s, err := f.c.state(rctx, f.name)
+		cancel()
+		if err == nil && s.first >= seq {
+			f.next = seq
+		}
 	}
 	if seq != f.next {
 		if seq > f.next {
@@ -491,7 +520,9 @@ func (f *follower) take(ctx context.Context, m *nats.Msg, meta *nats.MsgMetadata
 	if seq >= f.known.seq {
 		f.known = known{seq, meta.Timestamp}
 	}
-	f.wanted = cmp.Or(f.wanted, seq)
+	if f.oldest {
+		f.oldest, f.wanted = false, seq
+	}
 	f.next = seq + 1
 	f.counts.read.Store(seq)
 	f.counts.blocks.Add(1)
@@ -501,7 +532,7 @@ func (f *follower) take(ctx context.Context, m *nats.Msg, meta *nats.MsgMetadata
 // breakSilence stores an empty block behind the last, unless another reader has done
 // so. That it fails is of no importance: there is another time.
 func (f *follower) breakSilence(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, f.pace.request)
+	ctx, cancel := f.patience(ctx)
 	defer cancel()
 	slot := time.Now().UnixNano() / int64(f.pace.quiet)
 	id := "quiet-" + f.epoch.String() + "-" + f.name + "-" + strconv.FormatInt(slot, 10)

@@ -47,7 +47,7 @@ type blockSize struct {
 
 // sizes returns those of the blocks from low up to, and without, high.
 func (f *follower) sizes(ctx context.Context, low, high uint64) ([]blockSize, error) {
-	rctx, cancel := context.WithTimeout(ctx, f.pace.request)
+	rctx, cancel := f.patience(ctx)
 	p, err := f.c.pull(rctx, f.name, low, true, f.pace.heartbeat)
 	cancel()
 	if err != nil {

@@ -42,7 +42,7 @@ const Patience = 2 * time.Minute
 type Config struct {
 	SyncAlways bool   // fsync before each acknowledgement
 	MaxPayload int    // bytes; default 8 MiB
-	MaxStore   int64  // bytes of all streams together; default 8 GiB
+	MaxStore   int64  // bytes of all streams together; default 1 TiB: streams reserve what they never use
 	More       string // lines of a NATS configuration file, at its top level
 }
 
@@ -86,7 +86,7 @@ func newServer(t testing.TB, name, host string, port int, cfg Config, more strin
 		sync = "always"
 	}
 	config := fmt.Sprintf("server_name: %s\nlisten: %q\nmax_payload: %d\njetstream {\n store_dir: %q\n sync_interval: %s\n max_file_store: %d\n max_memory_store: %d\n}\n%s\n%s\n",
-		name, net.JoinHostPort(host, strconv.Itoa(port)), cmp.Or(cfg.MaxPayload, 8<<20), s.Dir, sync, cmp.Or(cfg.MaxStore, 8<<30), 1<<30, more, cfg.More)
+		name, net.JoinHostPort(host, strconv.Itoa(port)), cmp.Or(cfg.MaxPayload, 8<<20), s.Dir, sync, cmp.Or(cfg.MaxStore, 1<<40), 1<<30, more, cfg.More)
 	file := filepath.Join(dir, "nats.conf")
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		t.Fatal(err)

@@ -1,8 +1,12 @@
 package natstest
 
 import (
+	"bufio"
+	"bytes"
+	"io"
 	"net"
 	"net/url"
+	"strconv"
 	"sync"
 	"testing"
 )
@@ -17,10 +21,11 @@ type Proxy struct {
 	serving  sync.WaitGroup
 
 	mu    sync.Mutex
-	cut   bool              // guarded by mu
-	stall chan struct{}     // guarded by mu; not nil while stalled: closed to go on
-	conns map[net.Conn]bool // guarded by mu; both ends of each connection
-	ended bool              // guarded by mu
+	cut   bool                      // guarded by mu
+	stall chan struct{}             // guarded by mu; not nil while stalled: closed to go on
+	conns map[net.Conn]bool         // guarded by mu; both ends of each connection
+	ended bool                      // guarded by mu
+	drop  func(subject string) bool // guarded by mu; may be nil
 }
 
 // NewProxy returns a way to the server at that URL, open until the end of the test.
@@ -75,22 +80,35 @@ func (p *Proxy) serve() {
 		p.conns[client], p.conns[server] = true, true
 		p.mu.Unlock()
 		// Each ends when one of the two connections does, and closes both.
-		p.serving.Go(func() { p.copy(server, client) })
-		p.serving.Go(func() { p.copy(client, server) })
+		p.serving.Go(func() { p.copy(server, client, nil) })
+		p.serving.Go(func() { p.copy(client, server, bufio.NewReader(server)) })
 	}
 }
 
-func (p *Proxy) copy(to, from net.Conn) {
+// copy passes on what comes; from a server message by message, which frames reads.
+func (p *Proxy) copy(to, from net.Conn, frames *bufio.Reader) {
 	buf := make([]byte, 32<<10)
 	for {
-		n, err := from.Read(buf)
+		var b []byte
+		var subject string
+		var err error
+		if frames != nil {
+			b, subject, err = frame(frames)
+		} else {
+			var n int
+			n, err = from.Read(buf)
+			b = buf[:n]
+		}
 		p.mu.Lock()
-		stall := p.stall
+		stall, drop := p.stall, p.drop
 		p.mu.Unlock()
 		if stall != nil {
 			<-stall
 		}
-		if _, failed := to.Write(buf[:n]); failed != nil || err != nil {
+		if subject != "" && drop != nil && drop(subject) {
+			continue
+		}
+		if _, failed := to.Write(b); failed != nil || err != nil {
 			break
 		}
 	}
@@ -99,6 +117,35 @@ func (p *Proxy) copy(to, from net.Conn) {
 	delete(p.conns, to)
 	delete(p.conns, from)
 	p.mu.Unlock()
+}
+
+// frame reads one line of a server, with the message behind it if there is one,
+// whose subject it returns.
+func frame(r *bufio.Reader) (b []byte, subject string, err error) {
+	if b, err = r.ReadBytes('\n'); err != nil {
+		return b, "", err
+	}
+	words := bytes.Fields(b)
+	if len(words) < 4 || string(words[0]) != "MSG" && string(words[0]) != "HMSG" {
+		return b, "", nil
+	}
+	size, err := strconv.Atoi(string(words[len(words)-1]))
+	if err != nil {
+		return b, "", err
+	}
+	line := len(b)
+	b = append(b, make([]byte, size+len("\r\n"))...)
+	n, err := io.ReadFull(r, b[line:])
+	return b[:line+n], string(words[1]), err
+}
+
+// Drop lets the proxy drop the messages to clients for which the function says so,
+// by their subject, as a client does that is slow. nil: none. The function is called
+// by one goroutine per connection.
+func (p *Proxy) Drop(which func(subject string) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.drop = which
 }
 
 // Cut ends all connections and refuses new ones.
