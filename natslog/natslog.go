@@ -40,6 +40,7 @@ import (
 	"log/slog"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -221,7 +222,9 @@ type conn struct {
 func dial(ctx context.Context, cfg *Config, what string) (*conn, error) {
 	c := &conn{back: make(chan struct{})}
 	o := nats.GetDefaultOptions()
-	o.Url = cfg.URL
+	for url := range strings.SplitSeq(cfg.URL, ",") {
+		o.Servers = append(o.Servers, strings.TrimSpace(url))
+	}
 	o.Name = cfg.Name + " " + what
 	o.ReconnectWait = 100 * time.Millisecond // a server is back in less than its default, 2 s
 	o.PingInterval = 5 * time.Second         // and a dead one noticed before its default, 4 min
