@@ -111,6 +111,7 @@ type follower struct {
 	end     uint64 // the last sequence when the epoch began
 	isWarm  bool
 	jumped  uint64          // the consumer jumped over this one, which should be there
+	failing time.Time       // since when no consumer could be made; zero: the last one could
 	back    <-chan struct{} // closed when the connection has come back since this pass began
 	leaders chan struct{}   // rung when the stream has a new leader
 
@@ -171,7 +172,7 @@ func (f *follower) run(ctx context.Context) error {
 		defer s.Unsubscribe()
 	}
 	const firstPause, lastPause = 10 * time.Millisecond, time.Second
-	pause, failing := firstPause, time.Time{}
+	pause := firstPause
 	for {
 		f.back = f.c.reconnect() // before anything is looked at, so that what is seen is not older
 		worked, err := f.pass(ctx)
@@ -186,14 +187,10 @@ func (f *follower) run(ctx context.Context) error {
 		}
 		switch {
 		case worked || err == nil || errors.Is(err, errAgain):
-			if !failing.IsZero() {
-				f.log.cfg.Logger.Info("reading goes on", "stream", f.name)
-			}
-			failing = time.Time{}
-		case failing.IsZero():
-			failing = time.Now()
+		case f.failing.IsZero():
+			f.failing = time.Now()
 			f.log.cfg.Logger.Warn("reading has to wait", "stream", f.name, "error", err)
-		case time.Since(failing) > f.pace.elsewhere:
+		case time.Since(f.failing) > f.pace.elsewhere:
 			f.c.elsewhere(f.pace.elsewhere)
 		}
 		select {
@@ -254,6 +251,10 @@ func (f *follower) pass(ctx context.Context) (worked bool, err error) {
 	}
 	defer p.close()
 	f.counts.passes.Add(1)
+	if !f.failing.IsZero() {
+		f.failing = time.Time{}
+		f.log.cfg.Logger.Info("reading goes on", "stream", f.name)
+	}
 	return f.read(ctx, p, changed)
 }
 

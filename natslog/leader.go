@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -28,6 +29,9 @@ func (c *conn) api(ctx context.Context, what string, request, answer any) error 
 		data, _ = json.Marshal(request) // made of numbers and strings
 	}
 	reply, err := c.nc.RequestWithContext(ctx, "$JS.API."+what, data)
+	if errors.Is(err, nats.ErrReconnectBufExceeded) { // nothing is kept to be sent later
+		err = errors.New("there is no connection")
+	}
 	if err != nil {
 		return fmt.Errorf("natslog: asking for %s: %w", what, err)
 	}

@@ -81,11 +81,11 @@ func newServer(t testing.TB, name, host string, port int, cfg Config, more strin
 		Name: name, URL: fmt.Sprintf("nats://%s:%d", host, port), Dir: filepath.Join(dir, "data"),
 		t: t, logFile: filepath.Join(dir, "log"),
 	}
-	sync := "2m"
+	sync := "2m" // quoted: 2m is a number to this parser
 	if cfg.SyncAlways {
 		sync = "always"
 	}
-	config := fmt.Sprintf("server_name: %s\nlisten: %q\nmax_payload: %d\njetstream {\n store_dir: %q\n sync_interval: %s\n max_file_store: %d\n max_memory_store: %d\n}\n%s\n%s\n",
+	config := fmt.Sprintf("server_name: %s\nlisten: %q\nmax_payload: %d\njetstream {\n store_dir: %q\n sync_interval: %q\n max_file_store: %d\n max_memory_store: %d\n}\n%s\n%s\n",
 		name, net.JoinHostPort(host, strconv.Itoa(port)), cmp.Or(cfg.MaxPayload, 8<<20), s.Dir, sync, cmp.Or(cfg.MaxStore, 1<<40), 1<<30, more, cfg.More)
 	file := filepath.Join(dir, "nats.conf")
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
