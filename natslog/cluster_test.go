@@ -10,98 +10,59 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// replicated returns a Log of three replicas.
-func replicated(t testing.TB, url, name string) *Log {
-	return open(t, Config{URL: url, Name: name, Replicas: 3, pace: hurry})
-}
-
-// An election takes NATS 4 to 9 seconds when a leader is gone without a word, so
-// each of these does.
-func TestCluster(t *testing.T) {
+// A cluster takes some seconds to start, and an election takes 4 to 9 when a leader
+// is gone without a word, in which nothing happens. So these tests run side by side,
+// behind the others.
+func besideOthers(t *testing.T) {
 	if testing.Short() {
 		t.Skip("skipped with -short: elections take seconds")
 	}
-	c := natstest.StartCluster(t, natstest.Config{})
-	nc := c.Connect()
-	l := replicated(t, c.URL, "log")
-	stream := l.stream(notification.P1, 0)
-	r := follow(t, l, nil)
-	r.expect("warm")
-	stored := 0
-	more := func(n int) { // and all of it comes
-		t.Helper()
-		storeMany(t, nc, l, notification.P1, stored+1, stored+n)
-		stored += n
-		r.expect(list("warm", run(1, stored))...)
-	}
-	more(5)
+	t.Parallel()
+}
 
-	t.Run("another leader is noticed, and nothing else happens", func(t *testing.T) {
-		for range 3 {
-			before := r.f.counts.passes.Load()
-			c.StepDown(nc, stream)
-			natstest.Eventually(t, "a look at the stream", func() bool { return r.f.counts.passes.Load() > before })
-			more(2)
-		}
-	})
-	t.Run("a leader that is killed", func(t *testing.T) {
-		old := c.Leader(nc, stream)
-		old.Kill()
-		more(5)
-		old.Restart()
-		c.Leader(nc, stream)
-	})
-	t.Run("a leader that is frozen, and the server that the reader is connected to with it", func(t *testing.T) {
-		old := c.Leader(nc, stream)
-		natstest.Eventually(t, "the reader is there", func() bool {
-			if l.bulk.nc.ConnectedUrl() == old.URL {
-				return true
-			}
-			_ = l.bulk.nc.ForceReconnect()
-			return false
-		})
-		old.Freeze()
-		nc := connectToOther(t, c, old)
-		storeMany(t, nc, l, notification.P1, stored+1, stored+5)
-		stored += 5
-		r.expect(list("warm", run(1, stored))...)
-		require.NotEqual(t, old.URL, l.bulk.nc.ConnectedUrl())
-		old.Thaw()
-		c.Leader(nc, stream)
-		more(1)
-	})
-	require.Zero(t, r.f.counts.epochs.Load())
+// A trial is a cluster with a follower, and what was stored for it.
+type trial struct {
+	t      testing.TB
+	c      *natstest.Cluster
+	nc     *nats.Conn
+	l      *Log
+	stream string
+	r      *recorder
+	stored int
+}
 
-	t.Run("a tail that all servers lost", func(t *testing.T) {
-		var copies []string
-		for _, s := range c.Servers {
-			s.Kill()
-			copies = append(copies, s.CopyKilled())
+func newTrial(t testing.TB, c *natstest.Cluster) *trial {
+	l := open(t, Config{URL: c.URL, Replicas: 3, pace: hurry})
+	x := &trial{t: t, c: c, nc: c.Connect(), l: l, stream: l.stream(notification.P1, 0), r: follow(t, l, nil)}
+	x.r.expect("warm")
+	x.more(x.nc, 5)
+	return x
+}
+
+// more stores n blocks and waits until they have come.
+func (x *trial) more(nc *nats.Conn, n int) {
+	x.t.Helper()
+	storeMany(x.t, nc, x.l, notification.P1, x.stored+1, x.stored+n)
+	x.stored += n
+	x.r.expect(list("warm", run(1, x.stored))...)
+}
+
+// goTo lets the follower be connected to a server.
+func (x *trial) goTo(s *natstest.Server) {
+	x.t.Helper()
+	natstest.Eventually(x.t, "the follower is at "+s.Name, func() bool {
+		if x.l.bulk.nc.ConnectedUrl() == s.URL {
+			return true
 		}
-		for _, s := range c.Servers {
-			s.Launch()
-		}
-		kept := stored
-		more(10)
-		for i, s := range c.Servers {
-			s.Kill()
-			s.SetBack(copies[i])
-		}
-		for _, s := range c.Servers {
-			s.Launch()
-		}
-		natstest.Eventually(t, "another epoch", func() bool { return r.f.counts.epochs.Load() == 1 })
-		require.EqualValues(t, 1, r.f.counts.lost.Load())
-		store(t, nc, l, notification.P1, "new")
-		said := list("warm", run(1, stored), "epoch", run(1, kept))
-		got := r.until(len(said) + 2)
-		require.Equal(t, said, got[:len(said)])
-		natstest.Eventually(t, "what is new comes", func() bool { got = r.until(1); return got[len(got)-1] == fmt.Sprintf("%d:new", kept+2) })
+		_ = x.l.bulk.nc.ForceReconnect()
+		return false
 	})
 }
 
-func connectToOther(t testing.TB, c *natstest.Cluster, than *natstest.Server) *nats.Conn {
-	for _, s := range c.Servers {
+// another returns a connection to another server.
+func (x *trial) another(than *natstest.Server) *nats.Conn {
+	x.t.Helper()
+	for _, s := range x.c.Servers {
 		if s != than {
 			return s.Connect()
 		}
@@ -109,36 +70,95 @@ func connectToOther(t testing.TB, c *natstest.Cluster, than *natstest.Server) *n
 	return nil
 }
 
-// A server that is cut off from the others keeps its clients. They must see that it
-// has nothing new any more, and go to another.
-func TestCutOff(t *testing.T) {
-	if testing.Short() {
-		t.Skip("skipped with -short: elections take seconds")
-	}
-	c := natstest.StartApart(t, natstest.Config{})
-	nc := c.Connect()
-	l := replicated(t, c.URL, "log")
-	stream := l.stream(notification.P1, 0)
-	r := follow(t, l, nil)
-	r.expect("warm")
-	storeMany(t, nc, l, notification.P1, 1, 5)
-	r.expect(list("warm", run(1, 5))...)
+// undisturbed checks that the epoch is what it was and nothing is missing.
+func (x *trial) undisturbed() {
+	x.t.Helper()
+	require.Zero(x.t, x.r.f.counts.epochs.Load())
+	require.Zero(x.t, x.r.f.counts.gaps.Load())
+}
 
-	old := c.Leader(nc, stream)
-	natstest.Eventually(t, "the reader is at the leader", func() bool {
-		if l.bulk.nc.ConnectedUrl() == old.URL {
-			return true
+func TestLeaderChanges(t *testing.T) {
+	besideOthers(t)
+	x := newTrial(t, natstest.StartCluster(t, natstest.Config{}))
+	t.Run("another leader is noticed, and nothing else happens", func(t *testing.T) {
+		for range 3 {
+			before := x.r.f.counts.passes.Load()
+			x.c.StepDown(x.nc, x.stream)
+			natstest.Eventually(t, "a look at the stream", func() bool { return x.r.f.counts.passes.Load() > before })
+			x.more(x.nc, 2)
 		}
-		_ = l.bulk.nc.ForceReconnect()
-		return false
+		x.undisturbed()
 	})
-	c.CutOff(old, true)
-	storeMany(t, connectToOther(t, c, old), l, notification.P1, 6, 10)
-	r.expect(list("warm", run(1, 10))...)
-	c.CutOff(old, false)
-	c.Leader(nc, stream)
-	storeMany(t, nc, l, notification.P1, 11, 12)
-	r.expect(list("warm", run(1, 12))...)
-	require.Zero(t, r.f.counts.epochs.Load())
-	require.Zero(t, r.f.counts.gaps.Load())
+	t.Run("neither does when the leader is killed", func(t *testing.T) {
+		old := x.c.Leader(x.nc, x.stream)
+		old.Kill()
+		x.more(x.nc, 5)
+		old.Restart()
+		x.c.Leader(x.nc, x.stream)
+		x.more(x.nc, 1)
+		x.undisturbed()
+	})
+}
+
+func TestLeaderFreezes(t *testing.T) {
+	besideOthers(t)
+	x := newTrial(t, natstest.StartCluster(t, natstest.Config{}))
+	old := x.c.Leader(x.nc, x.stream)
+	x.goTo(old) // which answers nothing, and whose connections stay
+	old.Freeze()
+	x.more(x.another(old), 5)
+	require.NotEqual(t, old.URL, x.l.bulk.nc.ConnectedUrl())
+	old.Thaw()
+	x.c.Leader(x.another(old), x.stream)
+	x.more(x.nc, 1)
+	x.undisturbed()
+}
+
+// A server that is cut off from the others keeps its clients, and its consumers go on
+// with their heartbeats. The clients must see that it has nothing new any more, and go
+// to another.
+func TestLeaderIsCutOff(t *testing.T) {
+	besideOthers(t)
+	x := newTrial(t, natstest.StartApart(t, natstest.Config{}))
+	old := x.c.Leader(x.nc, x.stream)
+	x.goTo(old)
+	x.c.CutOff(old, true)
+	x.more(x.another(old), 5)
+	require.NotEqual(t, old.URL, x.l.bulk.nc.ConnectedUrl())
+	x.c.CutOff(old, false)
+	x.c.Leader(x.another(old), x.stream)
+	x.more(x.nc, 1)
+	x.undisturbed()
+}
+
+func TestClusterLosesTail(t *testing.T) {
+	besideOthers(t)
+	c := natstest.StartCluster(t, natstest.Config{})
+	x := newTrial(t, c)
+	var copies []string
+	for _, s := range c.Servers {
+		s.Kill()
+		copies = append(copies, s.CopyKilled())
+	}
+	for _, s := range c.Servers {
+		s.Launch()
+	}
+	kept := x.stored
+	x.more(x.nc, 10)
+	for i, s := range c.Servers {
+		s.Kill()
+		s.SetBack(copies[i])
+	}
+	for _, s := range c.Servers {
+		s.Launch()
+	}
+	natstest.Eventually(t, "another epoch", func() bool { return x.r.f.counts.epochs.Load() == 1 })
+	require.EqualValues(t, 1, x.r.f.counts.lost.Load())
+	said := list("warm", run(1, x.stored), "epoch", run(1, kept))
+	require.Equal(t, said, x.r.until(len(said))[:len(said)])
+	new := store(t, x.nc, x.l, notification.P1, "new")
+	natstest.Eventually(t, "what is new comes", func() bool {
+		got := x.r.until(1)
+		return got[len(got)-1] == fmt.Sprintf("%d:new", new)
+	})
 }

@@ -2,7 +2,9 @@ package natslog
 
 import (
 	"context"
+	"flag"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -179,6 +181,45 @@ func list(parts ...any) []string {
 		}
 	}
 	return all
+}
+
+var down = flag.Duration("down", time.Second, "how long the server is down in TestFollowOutage")
+
+func TestFollowOutage(t *testing.T) {
+	s := natstest.Start(t, natstest.Config{})
+	l := open(t, Config{URL: s.URL, pace: hurry})
+	p := publisher(t, l, PublisherConfig{})
+	r := follow(t, l, nil)
+	r.expect("warm")
+	s.Kill()
+	var waiting sync.WaitGroup
+	const n = 100
+	for i := 1; i <= n; i++ {
+		waiting.Add(1)
+		require.NoError(t, p.Publish(note(fmt.Sprint(i, ","), "alice", notification.P1), func(err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			waiting.Done()
+		}))
+	}
+	<-time.After(*down)
+	s.Restart()
+	waiting.Wait()
+	var all, want string
+	natstest.Eventually(t, "all has come", func() bool {
+		said := r.until(2)[1:]
+		all = ""
+		for _, word := range said {
+			_, ids, _ := strings.Cut(word, ":")
+			all += ids
+		}
+		return strings.Count(all, ",") >= n
+	})
+	for i := 1; i <= n; i++ {
+		want += fmt.Sprint(i, ",")
+	}
+	require.Equal(t, want, all)
 }
 
 func TestFollow(t *testing.T) {
