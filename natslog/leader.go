@@ -18,6 +18,7 @@ import (
 type streamState struct {
 	created     time.Time
 	first, last uint64    // of an empty stream, first is last+1
+	bytes       int64     // of blocks, with what the server needs to keep them
 	lastStored  time.Time // when the last was stored, unless it is gone; by the server's clock
 }
 
@@ -54,6 +55,7 @@ func (c *conn) state(ctx context.Context, stream string) (streamState, error) {
 		Created time.Time `json:"created"`
 		State   struct {
 			Messages uint64    `json:"messages"`
+			Bytes    int64     `json:"bytes"`
 			First    uint64    `json:"first_seq"`
 			Last     uint64    `json:"last_seq"`
 			LastTime time.Time `json:"last_ts"`
@@ -62,7 +64,7 @@ func (c *conn) state(ctx context.Context, stream string) (streamState, error) {
 	if err := c.api(ctx, "STREAM.INFO."+stream, nil, &info); err != nil {
 		return streamState{}, err
 	}
-	s := streamState{created: info.Created, first: info.State.First, last: info.State.Last}
+	s := streamState{created: info.Created, first: info.State.First, last: info.State.Last, bytes: info.State.Bytes}
 	if info.State.Messages == 0 {
 		s.first = s.last + 1 // a stream that never had one says 0
 	} else {

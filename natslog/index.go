@@ -1,0 +1,312 @@
+package natslog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/qaexchange/notification"
+)
+
+var _ notification.Log = (*index)(nil)
+
+// errCold: the edge has not read enough of the log yet.
+var errCold = errors.New("natslog: the edge is warming up")
+
+// An index holds the newest blocks of a partition in memory, and finds in them what
+// a user missed: it is the notification.Log of an edge's Gateway. So a client that
+// resumes costs the server nothing. (A consumer for each user on the server, with
+// the user in the subject, takes milliseconds of its CPU and half a gigabyte for a
+// million users.)
+//
+// Each lane is by itself, with a lock of its own, so that P0 does not wait for the
+// block of another lane. What they share is the bound of their bytes: whoever goes
+// over it drops the block that was stored first in any of them. So the lanes share
+// the bytes in proportion to what they carry, all reach back to the same time, and
+// edges of the same size to the same one.
+type index struct {
+	// immutable
+	most int64 // bytes of archives kept in all lanes
+	// ends returns the last sequence of a lane's stream, as its leader knows it.
+	ends func(ctx context.Context, lane notification.Priority) (uint64, error)
+
+	lanes [notification.NumPriorities]indexLane
+
+	// atomic
+	epoch atomic.Uint64
+	size  atomic.Int64 // bytes of archives
+	warm  atomic.Bool  // Missed may be asked
+}
+
+// An indexLane is what an index has of one stream: consecutive blocks.
+type indexLane struct {
+	// atomic
+	at     atomic.Uint64 // the last number that was seen
+	oldest atomic.Int64  // when blocks[0] was stored; MaxInt64 without one
+
+	mu     sync.RWMutex
+	blocks []indexBlock      // guarded by mu: oldest first
+	first  uint64            // guarded by mu: the sequence of blocks[0], or of the block to come
+	floor  uint64            // guarded by mu: all that has a higher number is in blocks, or is still to come
+	before int64             // guarded by mu: when the block before blocks[0] was stored; 0 if that is not known
+	users  map[string]uint64 // guarded by mu: the number of the last entry of each, and of AllUsers
+}
+
+type indexBlock struct {
+	block
+	entries []indexEntry // those that are for somebody
+}
+
+// An indexEntry is a link of the chain of one user's entries.
+type indexEntry struct {
+	prev  uint64 // the number of the one before it, which may be gone; 0: none
+	at    uint32 // where its archive begins in the block's data
+	place uint16 // in the block
+}
+
+// A placed entry is one that is for somebody, with its place.
+type placed struct {
+	entry
+	number uint64
+	at     int // where its archive begins in the block's data
+}
+
+func newIndex(most int64, ends func(context.Context, notification.Priority) (uint64, error)) *index {
+	x := &index{most: most, ends: ends}
+	x.reset(0) // which is no epoch
+	return x
+}
+
+// reset forgets everything, and is cold in an epoch. Nothing else is called
+// meanwhile but the methods of notification.Log.
+func (x *index) reset(epoch uint64) {
+	x.warm.Store(false)
+	for p := range x.lanes {
+		x.lanes[p].at.Store(0)
+		x.begin(notification.Priority(p), 1)
+	}
+	x.epoch.Store(epoch)
+}
+
+// begin forgets a lane, of which the next block has this sequence, and raises At
+// over all before it.
+func (x *index) begin(p notification.Priority, seq uint64) {
+	l := &x.lanes[p]
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.blocks {
+		x.size.Add(-int64(len(l.blocks[i].data)))
+	}
+	l.blocks, l.users = nil, make(map[string]uint64)
+	l.first, l.floor, l.before = seq, endOf(seq-1), 0
+	l.oldest.Store(math.MaxInt64)
+	l.at.Store(max(l.at.Load(), l.floor))
+}
+
+// endOf returns the highest number that an entry of a block may have.
+func endOf(seq uint64) uint64 { return number(seq, maxEntries-1) }
+
+// add adds the next block of a lane, and then raises At over it. entries are those
+// of it that are for somebody.
+func (x *index) add(p notification.Priority, b block, entries []placed) {
+	l := &x.lanes[p]
+	l.mu.Lock()
+	list := make([]indexEntry, len(entries))
+	for i, e := range entries {
+		user := e.user
+		prev, known := l.users[user]
+		list[i] = indexEntry{prev: prev, at: uint32(e.at), place: uint16(e.number % maxEntries)}
+		if !known {
+			user = strings.Clone(user) // the block must not stay for the key; a key that is there does
+		}
+		l.users[user] = e.number
+	}
+	if len(l.blocks) == 0 {
+		l.oldest.Store(b.stored.UnixNano())
+	}
+	l.blocks = append(l.blocks, indexBlock{b, list})
+	l.mu.Unlock()
+	l.at.Store(endOf(b.seq))
+	x.size.Add(int64(len(b.data)))
+	for x.size.Load() > x.most && x.evict() {
+	}
+}
+
+// evict drops the block that was stored first, and reports whether there was one.
+func (x *index) evict() bool {
+	l := &x.lanes[0]
+	for p := range x.lanes {
+		if o := &x.lanes[p]; o.oldest.Load() < l.oldest.Load() {
+			l = o
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.blocks) == 0 {
+		return false
+	}
+	b := &l.blocks[0]
+	for i := range b.entries {
+		e := &b.entries[i]
+		user := b.open(e).user
+		if l.users[user] == number(l.first, int(e.place)) { // nothing has come since
+			delete(l.users, user)
+		}
+	}
+	x.size.Add(-int64(len(b.data)))
+	l.floor, l.before = number(l.first, max(b.count, 1)-1), b.stored.UnixNano()
+	l.first++
+	*b = indexBlock{}
+	l.blocks = l.blocks[1:]
+	l.oldest.Store(math.MaxInt64)
+	if len(l.blocks) > 0 {
+		l.oldest.Store(l.blocks[0].stored.UnixNano())
+	}
+	return true
+}
+
+// open returns what stands at an entry.
+func (b *indexBlock) open(e *indexEntry) entry {
+	rest := b.data[e.at:]
+	n, err := nextArchive(rest)
+	if err != nil {
+		panic(err) // openBlock checked it
+	}
+	return b.entry(rest[:n:n])
+}
+
+// Epoch implements notification.Log.
+func (x *index) Epoch() uint64 { return x.epoch.Load() }
+
+// At implements notification.Log.
+func (x *index) At() (numbers [notification.NumPriorities]uint64) {
+	for p := range x.lanes {
+		numbers[p] = x.lanes[p].at.Load()
+	}
+	return numbers
+}
+
+// Missed implements notification.Log.
+func (x *index) Missed(ctx context.Context, userID string, channels []notification.Channel, after, upTo [notification.NumPriorities]uint64, most int) ([]*notification.Message, error) {
+	if !x.warm.Load() {
+		return nil, errCold
+	}
+	var list []*notification.Message
+	for i := range x.lanes {
+		p, l := notification.Priority(i), &x.lanes[i]
+		if after[p] > l.at.Load() {
+			last, err := x.ends(ctx, p)
+			if err != nil {
+				return nil, err
+			}
+			if after[p] > endOf(last) {
+				return nil, fmt.Errorf("%w: the log of %s ends before it", notification.ErrCursorGone, p)
+			}
+		}
+		if after[p] >= upTo[p] {
+			continue
+		}
+		lane, ok := l.missed(userID, channels, after[p], upTo[p], most-len(list))
+		if !ok {
+			return nil, fmt.Errorf("%w: %s: it is further back than the edge's backlog, more than %d messages, or of a type that is not known here", notification.ErrCursorGone, p, most)
+		}
+		list = append(list, lane...)
+	}
+	return list, nil
+}
+
+// missed returns what a user was sent with a number over after and at most upTo. It
+// reports false if some of that is no longer there, or if it is more than most.
+func (l *indexLane) missed(userID string, channels []notification.Channel, after, upTo uint64, most int) ([]*notification.Message, bool) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if after < l.floor {
+		return nil, false
+	}
+	var list []*notification.Message
+	own, all := l.users[userID], l.users[notification.AllUsers]
+	for own > after || all > after { // backwards through both chains
+		n := max(own, all)
+		b := &l.blocks[n/maxEntries-l.first]
+		i, _ := slices.BinarySearchFunc(b.entries, uint16(n%maxEntries), func(e indexEntry, place uint16) int {
+			return int(e.place) - int(place)
+		})
+		e := &b.entries[i]
+		if n == own {
+			own = e.prev
+		} else {
+			all = e.prev
+		}
+		if n > upTo {
+			continue
+		}
+		found := b.open(e)
+		if found.err != nil {
+			return nil, false // nobody can tell here what it is
+		}
+		a := found.archive
+		if channels != nil && !slices.Contains(channels, a.Type().Channel()) {
+			continue
+		}
+		if len(list) == most {
+			return nil, false
+		}
+		list = append(list, notification.NewMessageAt(a.Notification(), n))
+	}
+	slices.Reverse(list)
+	return list, true
+}
+
+// Seal implements notification.Log: FNV-1a, 64 bit, over the user and when the
+// block of each number was stored. A log that has lost its end, and gives the same
+// numbers again, stores other blocks under them, at another time.
+func (x *index) Seal(userID string, numbers [notification.NumPriorities]uint64) (uint64, bool) {
+	const prime = 1099511628211
+	h := uint64(14695981039346656037)
+	for i := range len(userID) {
+		h = (h ^ uint64(userID[i])) * prime
+	}
+	for p, n := range numbers {
+		stored, ok := x.lanes[p].stored(n / maxEntries)
+		if !ok {
+			return 0, false
+		}
+		for range 8 {
+			h = (h ^ uint64(stored&0xff)) * prime
+			stored >>= 8
+		}
+	}
+	return h, true
+}
+
+// stored returns when the block with this sequence was stored, and false if that is
+// not known. There is no block 0: it stands for the beginning of the log.
+func (l *indexLane) stored(seq uint64) (int64, bool) {
+	if seq == 0 {
+		return 0, true
+	}
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	switch i := seq - l.first; {
+	case seq >= l.first && i < uint64(len(l.blocks)):
+		return l.blocks[i].stored.UnixNano(), true
+	case seq+1 == l.first && l.before != 0:
+		return l.before, true
+	}
+	return 0, false
+}
+
+// since returns when the oldest block was stored; zero without one.
+func (l *indexLane) since() time.Time {
+	at := l.oldest.Load()
+	if at == math.MaxInt64 {
+		return time.Time{}
+	}
+	return time.Unix(0, at)
+}
