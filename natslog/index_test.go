@@ -57,8 +57,8 @@ func (m *indexModel) note(user string, p notification.Priority) *notification.No
 	return n
 }
 
-// add makes the next block of a lane.
-func (m *indexModel) add(p notification.Priority, ns ...*notification.Notification) block {
+// block makes the next one of a lane.
+func (m *indexModel) block(p notification.Priority, ns ...*notification.Notification) block {
 	m.seq[p]++
 	m.now = m.now.Add(time.Second)
 	b := block{seq: m.seq[p], stored: m.now, count: len(ns)}
@@ -68,6 +68,12 @@ func (m *indexModel) add(p notification.Priority, ns ...*notification.Notificati
 		require.NoError(m.t, err)
 		m.all = append(m.all, logged{p, number(b.seq, i), n})
 	}
+	return b
+}
+
+// add adds the next block of a lane to the index.
+func (m *indexModel) add(p notification.Priority, ns ...*notification.Notification) block {
+	b := m.block(p, ns...)
 	l := &m.part.lanes[p]
 	m.part.place(p, b)
 	m.index.add(p, b, l.placed)
