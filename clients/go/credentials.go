@@ -1,0 +1,77 @@
+package notificationclient
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// renewPause is the least time between two renewals over a connection: what lives
+// for less than a minute is said to expire at once, again and again.
+const renewPause = time.Second
+
+// credentials returns what the next attempt shows.
+func (c *Client) credentials(ctx context.Context) (Credentials, *ending) {
+	c.mu.Lock()
+	renewed := c.renewed
+	c.renewed = nil
+	c.mu.Unlock()
+	switch {
+	case renewed != nil:
+		return *renewed, nil
+	case c.refused:
+		return c.ask(ctx, WhyRefused)
+	}
+	return c.ask(ctx, WhyStart)
+}
+
+func (c *Client) ask(ctx context.Context, why Why) (Credentials, *ending) {
+	creds, err := c.cfg.Credentials(ctx, why)
+	if err == nil && creds.Ticket != "" && creds.Token != "" {
+		err = errors.New("Credentials has a Ticket and a Token")
+	}
+	if err != nil {
+		return Credentials{}, &ending{reason: ReasonCredentials, err: err, final: true}
+	}
+	return creds, nil
+}
+
+// renewals renews credentials as often as the server says that they are expiring,
+// until the connection ends.
+func (c *Client) renewals(ctx context.Context, n *conn) {
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		select {
+		case <-n.expiring:
+		case <-n.open.Done():
+			return
+		}
+		select {
+		case <-pause.C:
+		case <-n.open.Done():
+			return
+		}
+		c.renew(ctx, n)
+		pause.Reset(renewPause)
+	}
+}
+
+// renew gets new credentials and shows them: over the connection if the server
+// takes them there, else by reconnecting.
+func (c *Client) renew(ctx context.Context, n *conn) {
+	creds, end := c.ask(ctx, WhyExpiring)
+	switch {
+	case end != nil:
+		n.finish(end)
+	case creds.Token != "" && n.refreshes():
+		// A refusal changes nothing: the connection lives until it is closed with
+		// 4401, which asks for credentials once more.
+		_, _ = n.command(ctx, map[string]any{"action": "authenticate", "token": creds.Token})
+	default:
+		c.mu.Lock()
+		c.renewed = &creds
+		c.mu.Unlock()
+		n.finish(&ending{reason: ReasonCredentials})
+	}
+}
