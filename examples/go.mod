@@ -8,8 +8,28 @@ require (
 	github.com/coder/websocket v1.8.15
 	github.com/prometheus/client_golang v1.25.0
 	github.com/qaexchange/notification v0.1.0
+	github.com/qaexchange/notification/clients/go v0.1.0
+	github.com/qaexchange/notification/natslog v0.1.0
+	github.com/qaexchange/notification/natslog/embedded v0.1.0
 	github.com/qaexchange/notification/promstats v0.1.0
 	github.com/qaexchange/notification/wsgateway v0.1.0
+	github.com/stretchr/testify v1.12.1
+)
+
+require (
+	github.com/antithesishq/antithesis-sdk-go v0.8.0-default-no-op // indirect
+	github.com/google/go-tpm v0.9.8 // indirect
+	github.com/hashicorp/golang-lru/v2 v2.0.7 // indirect
+	github.com/klauspost/compress v1.20.3 // indirect
+	github.com/minio/highwayhash v1.0.4 // indirect
+	github.com/nats-io/jwt/v2 v2.8.2 // indirect
+	github.com/nats-io/nats-server/v2 v2.15.2 // indirect
+	github.com/nats-io/nats.go v1.55.0 // indirect
+	github.com/nats-io/nkeys v0.4.16 // indirect
+	github.com/nats-io/nuid v1.0.1 // indirect
+	go.yaml.in/yaml/v3 v3.0.5 // indirect
+	golang.org/x/crypto v0.58.0 // indirect
+	golang.org/x/time v0.16.0 // indirect
 )
 
 require (
@@ -29,8 +49,10 @@ require (
 
 replace (
 	github.com/qaexchange/notification => ../
+	github.com/qaexchange/notification/clients/go => ../clients/go
+	github.com/qaexchange/notification/natslog => ../natslog
+	github.com/qaexchange/notification/natslog/embedded => ../natslog/embedded
 	github.com/qaexchange/notification/promstats => ../promstats
+	github.com/qaexchange/notification/ssegateway => ../ssegateway
 	github.com/qaexchange/notification/wsgateway => ../wsgateway
 )
-
-replace github.com/qaexchange/notification/ssegateway => ../ssegateway
