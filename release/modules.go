@@ -14,7 +14,7 @@ import (
 // unreleased are the folders of the modules that serve this repository alone, they
 // and those below them. So does a module below a folder internal, which nobody
 // else may import. Every other module is released: a new one needs no line here.
-var unreleased = []string{"benchmarks", "examples", "modeltest", "release", "schema"}
+var unreleased = []string{"benchmarks", "clients/go/cmd", "examples", "modeltest", "release", "schema"}
 
 // A module is one go.mod of a checkout.
 type module struct {
@@ -26,8 +26,10 @@ func (m module) path() string  { return m.file.Module.Mod.Path }
 func (m module) goMod() string { return path.Join(m.dir, "go.mod") }
 
 func (m module) released() bool {
-	folders := strings.Split(m.dir, "/")
-	return !slices.Contains(unreleased, folders[0]) && !slices.Contains(folders, "internal")
+	return !slices.Contains(strings.Split(m.dir, "/"), "internal") &&
+		!slices.ContainsFunc(unreleased, func(dir string) bool {
+			return m.dir == dir || strings.HasPrefix(m.dir, dir+"/")
+		})
 }
 
 // tag is where the go command looks for a version of m: a module in a folder has

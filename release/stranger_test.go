@@ -2,6 +2,8 @@ package main
 
 import (
 	"debug/buildinfo"
+	"go/parser"
+	"go/token"
 	"os"
 	"os/exec"
 	"path"
@@ -35,6 +37,13 @@ func TestModules(t *testing.T) {
 	t.Run("those that are released require none that is not", func(t *testing.T) {
 		require.NoError(t, obtainable(ms))
 	})
+	t.Run("those that are released have no command, which nobody could install", func(t *testing.T) {
+		for _, m := range ms {
+			if m.released() {
+				require.Empty(t, here.commands(t, m, ms), m.path())
+			}
+		}
+	})
 	t.Run("all require one version of each other, which begins as the others do", func(t *testing.T) {
 		version, err := required(ms)
 		require.NoError(t, err)
@@ -51,6 +60,29 @@ func TestModules(t *testing.T) {
 			}
 		}
 	})
+}
+
+// commands returns the folders of m with a package main that is not internal.
+func (c checkout) commands(t *testing.T, m module, ms []module) (folders []string) {
+	names, err := c.files(m.dir)
+	require.NoError(t, err)
+	for _, name := range names {
+		folder := path.Dir(name)
+		inside := slices.ContainsFunc(ms, func(o module) bool { // of a module below m
+			return len(o.dir) > len(m.dir) && strings.HasPrefix(path.Join(m.dir, folder)+"/", o.dir+"/")
+		})
+		parts := strings.Split(folder, "/")
+		if inside || path.Ext(name) != ".go" || strings.HasSuffix(name, "_test.go") || slices.Contains(folders, folder) ||
+			slices.Contains(parts, "testdata") || slices.Contains(parts, "internal") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), c.join(path.Join(m.dir, name)), nil, parser.PackageClauseOnly)
+		require.NoError(t, err)
+		if file.Name.Name == "main" {
+			folders = append(folders, folder)
+		}
+	}
+	return folders
 }
 
 // TestDocumentation holds the lines "go get …" of all pages against the modules.
