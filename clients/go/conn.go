@@ -46,7 +46,7 @@ type conn struct {
 	cut      context.CancelFunc // ends open, and with it the reader and the connection
 	wake     chan struct{}      // capacity 1, rung when next has something to return
 	room     chan struct{}      // capacity 1, rung when a reader that waits for room should look again
-	expiring chan struct{}      // capacity 1, rung when the credentials are about to expire
+	expiring chan time.Duration // capacity 1: the credentials expire in so long
 	done     chan struct{}      // closed by the reader, at its end
 
 	// owned by the reader
@@ -59,6 +59,7 @@ type conn struct {
 	held    []frame                 // guarded by mu
 	count   int                     // guarded by mu: notifications in held
 	end     *ending                 // guarded by mu: the first is the one that counts
+	lost    bool                    // guarded by mu: it is an end that nobody here has chosen
 	loading context.CancelCauseFunc // guarded by mu: ends the snapshot that is being loaded; nil: none is
 	ignore  bool                    // guarded by mu: nobody wants what arrives
 	silent  bool                    // guarded by mu: the watchdog has cut it
@@ -143,7 +144,7 @@ func endingOfStatus(status int) *ending {
 func newConn(ctx context.Context, ws *websocket.Conn, cfg *Config, said string) *conn {
 	n := &conn{
 		ws: ws, said: said, factor: cfg.WatchdogFactor, silence: cfg.ConnectTimeout,
-		wake: make(chan struct{}, 1), room: make(chan struct{}, 1), expiring: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), room: make(chan struct{}, 1), expiring: make(chan time.Duration, 1),
 		done: make(chan struct{}), answers: map[uint64]chan frame{},
 	}
 	n.open, n.cut = context.WithCancel(ctx)
@@ -173,7 +174,10 @@ func (n *conn) run() {
 		case actionOK, actionError:
 			n.answer(f)
 		case actionExpiring:
-			ring(n.expiring)
+			select {
+			case n.expiring <- time.Duration(f.InMS * float64(time.Millisecond)):
+			default: // it was said already
+			}
 		case actionWelcome:
 			n.welcomed(f)
 			n.hold(f)
@@ -275,17 +279,16 @@ func (n *conn) hold(f frame) {
 	}
 }
 
-// finish says why the connection has ended, if nobody has yet. What waits for it
-// stops waiting. A snapshot that is being loaded is of no use any more, and neither
-// is what it was to be loaded for.
+// finish says why the connection was lost, if nobody has said why it ends. A
+// snapshot that is being loaded is then of no use any more, and neither is what it
+// was to be loaded for.
 func (n *conn) finish(end *ending) {
 	n.mu.Lock()
 	loading := n.loading
-	if n.end == nil {
-		n.end = end
-		if loading != nil {
-			n.held, n.count = nil, 0
-		}
+	if n.end != nil {
+		loading = nil
+	} else if n.end, n.lost = end, true; loading != nil {
+		n.held, n.count = nil, 0
 	}
 	for id, answer := range n.answers {
 		delete(n.answers, id)
@@ -295,6 +298,18 @@ func (n *conn) finish(end *ending) {
 	if loading != nil {
 		loading(&StopError{Reason: end.reason, Code: end.code, Err: end.err})
 	}
+	ring(n.wake)
+	ring(n.room)
+}
+
+// leave ends the connection as soon as what has come was dealt with, a snapshot
+// included. What comes after this will come again, behind the cursor.
+func (n *conn) leave(end *ending) {
+	n.mu.Lock()
+	if n.end == nil {
+		n.end = end
+	}
+	n.mu.Unlock()
 	ring(n.wake)
 	ring(n.room)
 }
@@ -316,11 +331,11 @@ func (n *conn) next() (f frame, ok bool, end *ending) {
 }
 
 // load begins the loading of a snapshot, which cancel ends if it is of no use any
-// more. It reports false if the connection has ended, and there is no use in it.
+// more. It reports false if the connection was lost, and there is no use in it.
 func (n *conn) load(cancel context.CancelCauseFunc) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.end != nil {
+	if n.lost {
 		n.held, n.count = nil, 0
 		return false
 	}
@@ -335,7 +350,7 @@ func (n *conn) loaded() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.loading = nil
-	return n.end == nil
+	return !n.lost
 }
 
 // hangUp closes the connection with a close frame, and waits for the reader's end.

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// renewPause is the least time between two renewals over a connection: what lives
-// for less than a minute is said to expire at once, again and again.
+// renewPause is the least time between two renewals: what lives for less than a
+// minute is said to expire at once, again and again, over each new connection.
 const renewPause = time.Second
 
 // credentials returns what the next attempt shows.
@@ -37,23 +37,29 @@ func (c *Client) ask(ctx context.Context, why Why) (Credentials, *ending) {
 }
 
 // renewals renews credentials as often as the server says that they are expiring,
-// until the connection ends.
+// until the connection ends. The first time that is at once, later after half of
+// their life.
 func (c *Client) renewals(ctx context.Context, n *conn) {
-	pause := time.NewTimer(0)
-	defer pause.Stop()
 	for {
+		var in time.Duration
 		select {
-		case <-n.expiring:
+		case in = <-n.expiring:
 		case <-n.open.Done():
 			return
 		}
+		c.mu.Lock()
+		pause := time.NewTimer(time.Until(c.renewedAt.Add(max(renewPause, in/2))))
+		c.mu.Unlock()
 		select {
 		case <-pause.C:
 		case <-n.open.Done():
+			pause.Stop()
 			return
 		}
+		c.mu.Lock()
+		c.renewedAt = time.Now()
+		c.mu.Unlock()
 		c.renew(ctx, n)
-		pause.Reset(renewPause)
 	}
 }
 
@@ -63,7 +69,7 @@ func (c *Client) renew(ctx context.Context, n *conn) {
 	creds, end := c.ask(ctx, WhyExpiring)
 	switch {
 	case end != nil:
-		n.finish(end)
+		n.leave(end)
 	case creds.Token != "" && n.refreshes():
 		// A refusal changes nothing: the connection lives until it is closed with
 		// 4401, which asks for credentials once more.
@@ -72,6 +78,6 @@ func (c *Client) renew(ctx context.Context, n *conn) {
 		c.mu.Lock()
 		c.renewed = &creds
 		c.mu.Unlock()
-		n.finish(&ending{reason: ReasonCredentials})
+		n.leave(&ending{reason: ReasonCredentials})
 	}
 }

@@ -188,23 +188,43 @@ func TestCredentials(t *testing.T) {
 			v.say(refreshing("c0"), live)
 			began := time.Now()
 			for range 10 {
-				v.say(expiring)
+				v.say(`{"action":"expiring","in_ms":200}`)
 				v.say(fmt.Sprintf(`{"action":"ok","id":%s,"channels":[]}`, v.hear().ID))
 			}
 			require.Equal(t, 9*time.Second, time.Since(began))
 			s.told()
 			require.Equal(t, 1, e.handshakes())
 		},
-		"nor by a loop of connections": func(t *testing.T, e *edge) {
+		"those that live for half a minute last for half of that, over however many connections": func(t *testing.T, e *edge) {
+			const expiring = `{"action":"expiring","in_ms":30000}`
 			s := e.run(Config{Credentials: tokens()})
 			began := time.Now()
 			for i := range 10 {
 				v := e.next()
-				v.say(welcome("c0", i > 0), expiring)
+				require.Equal(t, fmt.Sprint("Bearer t", i+1), v.header.Get("Authorization"))
+				v.say(welcome("c0", i > 0), live, expiring)
 				v.left()
 				s.told()
 			}
-			require.Greater(t, time.Since(began), time.Minute)
+			require.Equal(t, 9*15*time.Second, time.Since(began)) // the wait in between is a part of it
+		},
+		"what came before they were said to be expiring is handled, snapshot and all": func(t *testing.T, e *edge) {
+			release := make(chan struct{})
+			s := e.run(Config{Credentials: tokens(), Snapshot: func(ctx context.Context, _ SnapshotReason) error {
+				<-release
+				return ctx.Err()
+			}})
+			v := e.next()
+			v.say(welcome("c0", false), batch("c1", "n1"), live)
+			synctest.Wait()
+			v.say(expiring)
+			synctest.Wait()
+			v.say(batch("c2", "n2")) // comes again
+			require.Equal(t, []string{"connecting", "credentials start", "replaying", "snapshot start", "credentials expiring"}, s.told())
+			close(release)
+			require.Equal(t, 1000, v.left())
+			require.Equal(t, "c1", e.next().query.Get("cursor"))
+			require.Equal(t, []string{"cursor c0", "got n1", "cursor c1", "live", "waiting credentials 0 250ms", "connecting"}, s.told())
 		},
 		"no error quotes a ticket, a token or a cursor": func(t *testing.T, e *edge) {
 			down := func(*http.Request) (*http.Response, error) { return nil, errors.New("no route") }

@@ -72,6 +72,7 @@ type frame struct {
 	Resumed       bool              `json:"resumed"`
 	HeartbeatMS   float64           `json:"heartbeat_ms"`
 	Refresh       bool              `json:"refresh"`
+	InMS          float64           `json:"in_ms"`
 	ID            json.RawMessage   `json:"id"`
 	Code          string            `json:"code"`
 	Message       string            `json:"message"`

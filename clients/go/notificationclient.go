@@ -209,6 +209,8 @@ type Client struct {
 	current  *conn                  // guarded by mu: takes commands; nil: there is none
 	renewed  *Credentials           // guarded by mu: for the next attempt; nil: ask
 
+	renewedAt time.Time // guarded by mu: when credentials that were expiring were asked for last
+
 	// owned by Run
 	owed    SnapshotReason // a snapshot that must be loaded before anything else; "": none
 	known   bool           // a server has welcomed this client before

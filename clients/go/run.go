@@ -29,6 +29,10 @@ func (c *Client) loop(soft, hard context.Context) *StopError {
 			losses = 0
 		}
 		wait := c.backoff(losses)
+		if end.reason == ReasonCredentials { // that was no loss, and renewals pause by themselves
+			wait = c.backoff(0)
+			losses--
+		}
 		c.setState(State{Status: StatusWaiting, Reason: end.reason, Code: end.code, Err: end.err, Retry: wait})
 		timer := time.NewTimer(wait)
 		select {
