@@ -213,8 +213,10 @@ export class Connector implements Client, Owner {
   // A snapshot is good for the connection that it was loaded in: the next one
   // begins somewhere else.
   async #load(reason: SnapshotReason, cursor: string): Promise<void> {
-    await this.#options.snapshot?.(reason);
-    if (this.#session!.over) return this.#session!.abandon();
+    if (this.#options.snapshot) {
+      await this.#options.snapshot(reason);
+      if (this.#session!.over) return this.#session!.abandon();
+    }
     this.#begun = true;
     await this.#keep(cursor);
   }
