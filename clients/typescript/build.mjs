@@ -26,8 +26,7 @@ await build({
 
 const types = mkdtempSync(join(tmpdir(), "types"));
 try {
-  execFileSync(process.execPath, [join(here, "node_modules/typescript/bin/tsc"), "-p", here,
-    "--noEmit", "false", "--emitDeclarationOnly", "--declaration", "--rootDir", join(here, "src"), "--outDir", types], { stdio: "inherit" });
+  execFileSync(process.execPath, [join(here, "node_modules/typescript/bin/tsc"), "-p", join(here, "tsconfig.types.json"), "--outDir", types], { stdio: "inherit" });
   for (const name of ["notification-client.d.ts", "notifications.d.ts"]) {
     const text = readFileSync(join(types, name), "utf8");
     writeFileSync(join(to, name), text.replace(/ from "\.\/(.*)\.ts";/g, ' from "./$1.js";'));

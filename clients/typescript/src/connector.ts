@@ -262,7 +262,7 @@ export class Connector implements Client, Owner {
         session.send({ action: "authenticate", token: credentials.token });
       } else {
         this.#renewed = [credentials];
-        session.end(ofUs("credentials", "retry"));
+        session.endInTurn(ofUs("credentials", "retry"));
       }
     } catch (error) {
       session.end(ofUs("credentials", "stop", error));
@@ -311,7 +311,7 @@ function maker(given: WebSocketConstructor | undefined): (url: string, token: st
   if (given) return (url, token) => new given(url, [protocol], token ? headers(token) : undefined);
   const native = globalThis.WebSocket;
   if (!native) throw new TypeError("WebSocket: there is no global one, so the option is needed");
-  const browser = !globalThis.process?.versions?.node;
+  const browser = !(globalThis as { process?: { versions?: { node?: string } } }).process?.versions?.node;
   return (url, token) =>
     new native(url, token && !browser ? ({ protocols: [protocol], ...headers(token) } as never) : [protocol]);
 }

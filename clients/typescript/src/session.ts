@@ -68,7 +68,7 @@ export class Session {
 
   #resolveEnded!: (ending: Ending) => void;
   #resolveDrained!: () => void;
-  #queue: Frame[] = [];
+  #queue: (Frame | { action: "end"; ending: Ending })[] = [];
   #held = 0;
   #busy = false;
   #opened = false;
@@ -104,6 +104,12 @@ export class Session {
     if (ending.reason === "watchdog") (this.socket as { terminate?: () => void }).terminate?.();
     this.#resolveEnded(ending);
     if (!this.#busy) this.#resolveDrained();
+  }
+
+  /** The same when all that has come until now was handed over. */
+  endInTurn(ending: Ending): void {
+    this.#queue.push({ action: "end", ending });
+    if (!this.#busy) void this.#handOver();
   }
 
   /** Returns at the end of the connection at the latest. */
@@ -185,6 +191,10 @@ export class Session {
   async #handOver(): Promise<void> {
     this.#busy = true;
     for (let frame; (frame = this.#queue.shift()); ) {
+      if (frame.action === "end") {
+        this.end(frame.ending);
+        continue;
+      }
       this.#held -= weight(frame);
       try {
         await this.owner.take(frame);

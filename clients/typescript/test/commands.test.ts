@@ -124,6 +124,18 @@ describe("credentials that expire soon", () => {
     await stop(p);
   });
 
+  test("lead to another connection when what had come was handed over", async () => {
+    const handler = gate();
+    const p = await play({ credentials: () => {}, onNotifications: () => handler.promise });
+    p.socket().welcome().live().batch("c1", 1).batch("c2", 2).say(expiring);
+    await pass(5_000);
+    expect(p.client.state.state).toBe("live");
+    handler.open();
+    await settle();
+    expect(p.log.slice(-4)).toEqual(["cursor c1", "got n-2", "cursor c2", "state waiting credentials 0 250"]);
+    await stop(p);
+  });
+
   test("are left alone if nobody has others", async () => {
     const p = await play();
     p.socket().welcome().live().say(expiring);
