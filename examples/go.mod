@@ -9,6 +9,7 @@ require (
 	github.com/prometheus/client_golang v1.25.0
 	github.com/qaexchange/notification v0.1.0
 	github.com/qaexchange/notification/clients/go v0.1.0
+	github.com/qaexchange/notification/clients/typescript v0.1.0
 	github.com/qaexchange/notification/natslog v0.1.0
 	github.com/qaexchange/notification/natslog/embedded v0.1.0
 	github.com/qaexchange/notification/promstats v0.1.0
@@ -50,6 +51,7 @@ require (
 replace (
 	github.com/qaexchange/notification => ../
 	github.com/qaexchange/notification/clients/go => ../clients/go
+	github.com/qaexchange/notification/clients/typescript => ../clients/typescript
 	github.com/qaexchange/notification/natslog => ../natslog
 	github.com/qaexchange/notification/natslog/embedded => ../natslog/embedded
 	github.com/qaexchange/notification/promstats => ../promstats

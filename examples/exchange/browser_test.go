@@ -245,6 +245,13 @@ func TestPage(t *testing.T) {
 			until(`document.getElementById("verdict").dataset.whole === "true"`))
 		t.Log(value[string](t, ctx, `document.getElementById("verdict").textContent`))
 	})
+	t.Run("a page whose user has signed in as somebody else, in another tab, is that one's from the next connection on", func(t *testing.T) {
+		do(t, chromedp.Evaluate[chromedp.Void](`fetch("api/session", { method: "POST", body: JSON.stringify({ user: "u00004" }) }).then((a) => { window.changed = a.ok; }), 0`),
+			until(`window.changed`), click("#cut"), until(`document.getElementById("user").textContent === "u00004"`), until(liveFeed))
+		if others := value[int](t, ctx, `[...document.querySelectorAll("#feed li[data-id]")].filter((e) => !/^(u00004|all)-/.test(e.dataset.id)).length`); others > 0 {
+			t.Errorf("%d are not u00004's", others)
+		}
+	})
 	t.Run("the check would have found something missing, and something twice", func(t *testing.T) {
 		do(t, chromedp.Evaluate[chromedp.Void](`(async () => {
 			const { Audit } = await import("/audit.js");

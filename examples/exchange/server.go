@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/clients/typescript"
 	"github.com/qaexchange/notification/promstats"
 	"github.com/qaexchange/notification/ssegateway"
 	"github.com/qaexchange/notification/wsgateway"
@@ -38,8 +39,8 @@ const (
 	maxConnections = 10_000
 )
 
-// The page needs nothing but what is in this folder, and may not load anything
-// else.
+// The page needs nothing but what is in this folder, and the client of this
+// repository, and may not load anything else.
 //
 //go:embed page
 var page embed.FS
@@ -136,6 +137,7 @@ func (s *server) handler() http.Handler {
 
 	mux := http.NewServeMux()
 	mux.Handle("GET /", http.FileServerFS(files))
+	mux.Handle("GET /notification-client.js", typescript.Handler())
 	mux.Handle("GET /ws", s.web)
 	mux.Handle("GET /events", s.events)
 	mux.HandleFunc("GET /api/session", s.user(s.whoAmI))

@@ -199,7 +199,7 @@ export class Connector implements Client, Owner {
         if (session.welcome!.resumed) await this.#load("cursor_gone", session.welcome!.cursor);
         return;
       case "live":
-        if (!session.over) this.#tell({ state: "live" });
+        if (!session.over && this.state.state !== "live") this.#tell({ state: "live" });
         return;
       case "heartbeat":
         return this.#keep(frame.cursor);

@@ -1,7 +1,8 @@
+import { connect } from "./notification-client.js";
 import { Audit } from "./audit.js";
 import { EventSocket } from "./events.js";
 import { plot, nice } from "./plot.js";
-import { t, code, speak, number, clock, duration, describe } from "./text.js";
+import { t, code, speak, number, clock, millis, duration, describe } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
 const body = document.body;
@@ -17,10 +18,8 @@ let subscribed = new Set(channelNames);
 // ---- The connection ----
 
 const overEvents = new URLSearchParams(location.search).has("events"); // in place of a WebSocket
-let socket = null;
-let cursor = null;        // behind the last batch that was taken in
+let client = null;
 let away = null;          // {since, received, missing, twice}: a cut whose resume is being watched
-let retries = 0;
 let timer = null;
 let stateText = () => t.off;
 
@@ -31,108 +30,81 @@ function state(name, text) {
   for (const id of ["cut", "margin-call", "halt"]) $(id).disabled = name !== "live";
 }
 
-function connect() {
-  clearTimeout(timer);
-  state("connecting", () => t.connecting);
-  const s = socket = overEvents ? new EventSocket(new URL("events", location.origin), subscribed, cursor) : webSocket();
-  s.onmessage = (e) => { if (s === socket) frame(JSON.parse(e.data)); };
-  s.onclose = (e) => { if (s === socket) closed(e.code); };
-}
-
-function webSocket() {
-  const url = new URL("ws", location.origin);
-  url.protocol = url.protocol.replace("http", "ws");
-  url.searchParams.set("channels", [...subscribed]);
-  if (cursor) url.searchParams.set("cursor", cursor);
-  return new WebSocket(url, ["notification.batch.v1"]);
+function begin(cursor) {
+  const c = client = connect({
+    url: overEvents ? "events" : "ws",
+    WebSocket: overEvents ? EventSocket : undefined,
+    channels: [...subscribed],
+    cursor,
+    credentials: admitted,
+    snapshot: (reason) => c === client && startOver(reason),
+    onNotifications: (notifications) => { if (c === client) notifications.forEach(take); },
+    onState: (s) => { if (c === client) changed(s); },
+  });
 }
 
 function disconnect() {
   clearTimeout(timer);
-  const s = socket;
-  socket = null;
-  s?.close(1000);
+  const c = client;
+  client = null;
+  return c?.close();
 }
 
-function send(command) {
-  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(command));
-}
-
-// closed decides by the code's range what to do next. Most of them mean: come
-// back with the cursor.
-function closed(code) {
-  socket = null;
-  away ??= left();
-  if (code === 4401) return signedOut(t.expired);
-  if (code === 4409) return state("lost", () => t.replaced);
-  if (code >= 4100 && code < 4200) return startOver(t.gap);
-  if (code >= 4400 && code < 4500 || [1000, 1002, 1003, 1007, 1008, 1009].includes(code)) return state("lost", () => t.refused);
-  if (over) return state("lost", () => t.over);
-  const wait = Math.min(8, 0.5 * 2 ** retries++) * (0.5 + Math.random() / 2);
-  state("lost", () => t.lost(Math.ceil(wait)));
-  timer = setTimeout(reconnect, wait * 1000);
-}
-
-// reconnect finds out first whether the exchange still takes anybody, and
-// whether the sign-in still holds: a refused WebSocket does not tell why.
-async function reconnect() {
+// admitted finds out before each connection whether the exchange still takes
+// anybody, and who is signed in by now: the cookie is that of all tabs.
+async function admitted() {
+  let answer;
   try {
     if (!over) await refresh();
-    if (over) return closed(0);
-    const answer = await fetch("api/session");
-    if (answer.status === 401) return signedOut(t.expired);
-  } catch { return closed(0); }
-  connect();
+    if (!over) answer = await fetch("api/session");
+  } catch { return; } // it cannot be reached, and neither can a connection
+  if (over) throw new Error("over");
+  if (answer.status === 401) throw new Error("expired");
+  const session = await answer.json();
+  if (session.user !== user) throw Object.assign(new Error("somebody else"), { session });
 }
 
-// startOver forgets where we were: what happened meanwhile is in the snapshot
-// that a real client loads now. A connection that lives has told us its cursor.
-function startOver(why) {
-  banner(why);
-  if (!socket) cursor = null;
+function changed({ state: name, reason, code, retryMs, error }) {
+  switch (name) {
+    case "connecting": return state("connecting", () => t.connecting);
+    case "replaying":
+      state("connecting", () => t.replaying);
+      if (away) back();
+      return;
+    case "live": return state("live", () => t.live);
+    case "waiting":
+      away ??= left();
+      const seconds = Math.ceil(retryMs / 1000);
+      return state("lost", () => over ? t.over : t.lost(seconds));
+  }
+  client = null;
+  if (error?.session) {
+    signedOut();
+    return signedIn(error.session);
+  }
+  if (error?.message === "expired" || code === 4401) return signedOut(t.expired);
+  if (error && error.message !== "over") console.error(error);
+  state("lost", () => over ? t.over : code === 4409 ? t.replaced : t.refused);
+}
+
+// startOver forgets where we were: what happened meanwhile is in the snapshot that
+// a real page loads here. This one learns where the streams of the session begin.
+async function startOver(reason) {
+  if (reason !== "start") banner(reason === "gap" ? t.gap : t.gone);
   away = null;
   audit = new Audit();
-  if (!socket) connect();
-}
-
-function frame(f) {
-  switch (f.action) {
-    case "welcome":
-      retries = 0;
-      cursor = f.cursor || cursor;
-      state("live", () => t.live);
-      welcome();
-      return;
-    case "reset":
-      startOver(t.gone);
-      return;
-    case "subscriptions_response":
-      confirmed(new Set(f.channels));
-      return;
-    case "error":
-      banner(f.message);
-      return;
-    case "heartbeat":
-      cursor = f.cursor || cursor;
-      return;
-    case undefined:
-      break;
-    default: // live, pong, and what a later server may say
-      return;
-  }
-  for (const n of f.notifications ?? []) take(n);
-  cursor = f.cursor || cursor;
-  if (f.dropped) startOver(t.gap);
-}
-
-// welcome learns where the streams of a new session begin.
-async function welcome() {
-  if (away) mark(t.isBack);
-  const s = socket;
   const numbers = await streams();
-  if (s !== socket || !numbers) return;
+  if (numbers) audit.settle(numbers, subscribed);
+}
+
+// back watches what a cut has cost.
+async function back() {
+  mark(t.isBack);
+  const c = client;
+  const numbers = await streams();
+  if (c !== client || !away || !numbers) return;
   audit.settle(numbers, subscribed);
-  if (away) resumed(numbers);
+  resumed(numbers);
 }
 
 // left is where we were when the connection went.
@@ -150,7 +122,7 @@ function resumed(numbers) {
   verdict(() => t.checking, "");
   const look = () => {
     const behind = audit.since(audit.positions(), numbers, subscribed);
-    if (behind > 0 && Date.now() < until && socket) return void setTimeout(look, 100);
+    if (behind > 0 && Date.now() < until && client) return void setTimeout(look, 100);
     const missing = audit.missing - gap.missing + behind, twice = audit.twice - gap.twice;
     if (missing + twice) verdict(() => t.hole(seconds, missing, twice), "false");
     else verdict(() => t.whole(seconds, number(published)), "true");
@@ -165,18 +137,19 @@ async function streams() {
   } catch { return null; }
 }
 
-function cut() {
-  disconnect();
+async function cut() {
   away = left();
   mark(t.wasCut);
   verdict(() => "", "");
+  state("cut", () => t.isCut(cutFor));
+  const { cursor } = await disconnect();
   let remaining = cutFor;
   const count = () => {
-    if (remaining <= 0) return connect();
+    if (remaining <= 0) return begin(cursor);
     state("cut", () => t.isCut(remaining));
     timer = setTimeout(() => { remaining--; count(); }, 1000);
   };
-  count();
+  if (user) count();
 }
 
 let verdictText = () => "";
@@ -212,7 +185,7 @@ function row(n) {
   li.className = `p${n.priority}`;
   li.dataset.id = n.message_id;
   li.dataset.type = n.message_type;
-  const cells = [["time", clock(n.timestamp / 1e6)], ["b", `P${n.priority}`, "lane"],
+  const cells = [["time", clock(millis(n.timestamp))], ["b", `P${n.priority}`, "lane"],
     ["span", t.type[n.message_type], "what"], ["span", describe(n.payload), "detail"]];
   for (const [tag, text, name] of cells) {
     const e = document.createElement(tag);
@@ -267,16 +240,19 @@ for (const name of channelNames) {
   span.dataset.channel = name;
   label.append(box, span);
   $("channels").append(label);
-  box.onchange = () => {
-    if (body.dataset.connection !== "live") { // told to the next session
-      box.checked ? subscribed.add(name) : subscribed.delete(name);
+  box.onchange = async () => {
+    if (!box.checked) subscribed.delete(name);
+    if (!client) { // told to the next one
+      if (box.checked) subscribed.add(name);
       audit.begin(new Set([name]));
       return;
     }
     for (const b of boxes()) b.disabled = true; // until the server has confirmed
-    if (!box.checked) subscribed.delete(name);
-    send({ action: box.checked ? "subscribe" : "unsubscribe", channels: [name] });
-    send({ action: "get_subscriptions" });
+    try {
+      confirmed(new Set(await (box.checked ? client.subscribe(name) : client.unsubscribe(name))));
+    } catch { // the connection has come to its end
+      confirmed(new Set([...boxes()].filter((b) => b.checked).map((b) => b.value)));
+    }
   };
 }
 
@@ -327,12 +303,12 @@ function signedIn(session) {
   $("user").textContent = user;
   for (const [id, hidden] of [["sign-in", true], ["feed-card", false], ["actions", false], ["sign-out", false]]) $(id).hidden = hidden;
   banner("");
-  connect();
+  begin();
 }
 
 function signedOut(why = "") {
   disconnect();
-  user = cursor = away = null;
+  user = away = null;
   audit = new Audit();
   received = 0;
   held = [];

@@ -12,7 +12,7 @@ const texts = {
     actions: "Try it", marginCall: "Margin call for me", halt: "Halt the market for everybody",
     cut: "Cut my connection for 5 s",
     toDark: "Dark", toLight: "Light",
-    off: "not signed in", connecting: "connecting …", live: "connected",
+    off: "not signed in", connecting: "connecting …", replaying: "connected, catching up …", live: "connected",
     isCut: (s) => `cut, back in ${s} s`, lost: (s) => `connection lost, trying again in ${s} s`,
     replaced: "open elsewhere; this page has stopped", over: "the exchange has closed",
     refused: "the exchange refused the connection",
@@ -57,7 +57,7 @@ const texts = {
     actions: "试一试", marginCall: "给我追加保证金通知", halt: "全市场暂停交易",
     cut: "断开连接 5 秒",
     toDark: "深色", toLight: "浅色",
-    off: "未登录", connecting: "正在连接……", live: "已连接",
+    off: "未登录", connecting: "正在连接……", replaying: "已连接，正在补发……", live: "已连接",
     isCut: (s) => `已断开，${s} 秒后恢复`, lost: (s) => `连接中断，${s} 秒后重试`,
     replaced: "已在别处打开，本页停止接收", over: "交易所已关闭",
     refused: "交易所拒绝了连接",
@@ -111,6 +111,9 @@ export const number = (n, digits = 0) =>
 
 export const clock = (ms) => new Date(ms).toLocaleTimeString(code === "zh" ? "zh-CN" : "en-GB", { hour12: false });
 
+// millis makes Unix milliseconds of nanoseconds, which no number of JavaScript holds.
+export const millis = (ns) => Number(ns / 1_000_000n);
+
 // milliseconds, with three digits
 export function duration(ms) {
   if (!ms) return "–";
@@ -145,7 +148,7 @@ export function describe(p) {
     case "risk_alert":
       return `${t.risk} ${percent(p.risk_ratio)} · ${p.suggestion}`;
     case "margin_call":
-      return `${t.margin} ${number(p.current_margin)}, ${t.required} ${number(p.required_margin)}, ${t.until} ${clock(p.deadline / 1e6)}`;
+      return `${t.margin} ${number(p.current_margin)}, ${t.required} ${number(p.required_margin)}, ${t.until} ${clock(millis(p.deadline))}`;
     case "position_limit":
       return `${p.instrument_id} ${number(p.current_volume)}, ${t.limit} ${number(p.limit_volume)}`;
     case "system_notice":
@@ -154,7 +157,7 @@ export function describe(p) {
     case "trading_session_end":
       return `${p.trading_day}`;
     case "market_halt":
-      return `${p.instrument_id} · ${p.reason}` + (p.resume_at ? `, ${t.resumes} ${clock(p.resume_at / 1e6)}` : "");
+      return `${p.instrument_id} · ${p.reason}` + (p.resume_at ? `, ${t.resumes} ${clock(millis(p.resume_at))}` : "");
   }
   return "";
 }
