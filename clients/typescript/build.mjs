@@ -11,7 +11,6 @@ const here = fileURLToPath(new URL(".", import.meta.url));
 const to = process.argv[2] ?? join(here, "dist");
 mkdirSync(to, { recursive: true });
 
-const { version } = JSON.parse(readFileSync(join(here, "package.json"), "utf8"));
 await build({
   absWorkingDir: here,
   entryPoints: ["src/notification-client.ts"],
@@ -21,7 +20,7 @@ await build({
   target: "es2022",
   minify: true,
   charset: "utf8",
-  banner: { js: `// @qaexchange/notification-client ${version}, MIT license` },
+  banner: { js: "// @qaexchange/notification-client, MIT license" },
 });
 
 const types = mkdtempSync(join(tmpdir(), "types"));
