@@ -318,6 +318,14 @@ describe("the watchdog", () => {
     await stop(p);
   });
 
+  test("ends a connection of a hidden page too, whose timers are all late", async () => {
+    const p = await live();
+    vi.spyOn(performance, "now").mockImplementation(() => 10 * Date.now());
+    await pass(60_000);
+    expect(p.log.filter((l) => l.includes("watchdog"))).toHaveLength(1);
+    await stop(p);
+  });
+
   test("hears while the handler runs", async () => {
     const handler = gate();
     const p = await live({ onNotifications: () => handler.promise });
