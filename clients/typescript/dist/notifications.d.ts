@@ -273,7 +273,7 @@ export interface Envelope<T extends string, P> {
     user_id: string;
     /** The lane, 0 to 3: 0 overtakes all others. */
     priority: Priority;
-    /** When it happened, in Unix nanoseconds. */
+    /** Unix nanoseconds. When it happened. */
     timestamp: bigint;
     /** The service that says so, such as "MatchingEngine". */
     source: string;

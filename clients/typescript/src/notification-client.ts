@@ -90,7 +90,8 @@ export type Reason =
 export interface Waiting {
   state: "waiting";
   reason: Reason;
-  /** The code of the close frame; 1006 if there was none; 0 if it was the client that gave up. */
+  /** The code of the close frame; 1006 if there was none; of a handshake the code that
+   *  means the same, or 0; 0 if it was the client that gave up. */
   code: number;
   /** When that will be, in milliseconds from now. */
   retryMs: number;
@@ -100,6 +101,7 @@ export interface Waiting {
 export interface Stopped {
   state: "stopped";
   reason: Reason;
+  /** As above; 1000 if close was called. */
   code: number;
   /** Behind what was dealt with. */
   cursor: string;
