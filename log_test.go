@@ -33,6 +33,9 @@ func withLog(t *testing.T, f func(t *testing.T, l *logTest)) {
 		synctest.Wait()
 		for _, e := range l.edges {
 			e.conserved(t)
+			for p, lane := range e.g.Stats().Lanes {
+				require.Zero(t, lane.Invalid, "P%d", p)
+			}
 		}
 	})
 }
@@ -323,7 +326,7 @@ func TestSubscribeDuringReplayFromALog(t *testing.T) {
 			a := l.open("a", GatewayConfig{})
 			at := offline(t, a.g, "u")
 			e := newMemoryEdge(t, l.memoryLog, "e", cfg) // whose reader has yet to begin
-			l.publish(on(ChannelAccount, "missed", "u", P1), notice("missed by all", P1))
+			l.publish(on(ChannelAccount, "missed", "u", P1))
 			l.edges = append(l.edges, e)
 			l.catchUp()
 			s, sink := join(t, e.g, "s", "u", wanting(), after(at))
@@ -353,13 +356,16 @@ func TestLogWaits(t *testing.T) {
 	t.Run("a cursor from a Gateway that was faster waits for this one", func(t *testing.T) {
 		withLog(t, func(t *testing.T, l *logTest) {
 			b, at := ahead(t, l)
-			go func() {
+			fed := make(chan struct{})
+			go func() { // ends after 4 s
 				nap(4 * time.Second)
 				b.catchUp()
-			}() // ends before the test does
+				close(fed)
+			}()
 			began := time.Now()
 			_, sink := join(t, b.g, "s", "u", after(at))
 			require.GreaterOrEqual(t, time.Since(began), 4*time.Second)
+			<-fed
 			l.say("u", P1, "live")
 			require.Equal(t, []string{"live"}, sink.ids())
 		})
@@ -405,14 +411,17 @@ func TestLogWaits(t *testing.T) {
 	t.Run("it is gone at once when the log begins anew meanwhile", func(t *testing.T) {
 		withLog(t, func(t *testing.T, l *logTest) {
 			b, at := ahead(t, l)
-			go func() {
+			fed := make(chan struct{})
+			go func() { // ends after a second
 				nap(time.Second)
 				l.renew()
 				b.catchUp()
-			}() // ends before the test does
+				close(fed)
+			}()
 			began := time.Now()
 			gone(t, b.g, "u", at)
 			require.Less(t, time.Since(began), 2*time.Second)
+			<-fed
 		})
 	})
 }

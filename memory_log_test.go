@@ -360,6 +360,5 @@ func (e *memoryEdge) conserved(t testing.TB) {
 	balanced(t, e.g)
 	for p, l := range e.g.Stats().Lanes {
 		require.Equal(t, e.sent[p].Load(), l.Received+l.Invalid+l.Discarded+uint64(len(e.g.inbox[p])), "P%d: sent = Received + Invalid + Discarded + what the inbox holds", p)
-		require.Zero(t, l.Invalid, "P%d", p)
 	}
 }
