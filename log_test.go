@@ -1,13 +1,16 @@
 package notification
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/stretchr/testify/require"
 )
@@ -663,4 +666,153 @@ func TestLogAndANewUser(t *testing.T) {
 			require.Equal(t, series("m", 3), behind(t, a.g, "u", from))
 		})
 	})
+}
+
+func TestLogConfig(t *testing.T) {
+	t.Run("a Log without HistoryMessages is refused", func(t *testing.T) {
+		e := &memoryEdge{log: newMemoryLog()}
+		_, err := NewGateway("g", GatewayConfig{Log: e})
+		require.ErrorIs(t, err, ErrInvalid)
+		require.ErrorContains(t, err, "HistoryMessages")
+	})
+	t.Run("a Broker takes no Gateway that has a Log", func(t *testing.T) {
+		e := newMemoryEdge(t, newMemoryLog(), "e", GatewayConfig{})
+		require.ErrorIs(t, newBroker(t, BrokerConfig{}).RegisterGateway(e.g), ErrInvalid)
+	})
+	t.Run("Holds tells whose messages are to come: of those with a session, of those with a history, and of all", func(t *testing.T) {
+		withLog(t, func(t *testing.T, l *logTest) {
+			e := l.open("e", GatewayConfig{HistoryTTL: time.Minute})
+			require.True(t, e.g.Holds(AllUsers))
+			require.False(t, e.g.Holds("u"))
+			s, _ := join(t, e.g, "s", "u")
+			require.True(t, e.g.Holds("u"))
+			require.NoError(t, s.Close())
+			require.True(t, e.g.Holds("u"))
+			pass(time.Minute)
+			require.False(t, e.g.Holds("u"))
+		})
+	})
+	t.Run("what has no number, a number that does not ascend, or no place in this lane is Invalid, and nothing else suffers", func(t *testing.T) {
+		withLog(t, func(t *testing.T, l *logTest) {
+			e := newMemoryEdge(t, l.memoryLog, "e", GatewayConfig{})
+			runGateway(t, e.g)
+			_, sink := join(t, e.g, "s", "u")
+			send := func(p Priority, m *Message) { e.send(p, m, nil) }
+			send(P1, NewMessageAt(note("m1", "u", P1), 5))
+			bad := []*Message{
+				NewMessage(note("without", "u", P1)),
+				nil,
+				NewMessageAt(note("zero", "u", P1), 0),
+				NewMessageAt(note("again", "u", P1), 5),
+				NewMessageAt(note("back", "u", P1), 4),
+				NewMessageAt(note("another lane", "u", P2), 6),
+				NewMessageAt(&Notification{ID: "not valid", UserID: "u", Priority: P1}, 6),
+				NewMessageAt(nil, 5),
+				NewMessageAt(nil, 0),
+			}
+			for _, m := range bad {
+				send(P1, m)
+			}
+			send(P1, NewMessageAt(note("m2", "u", P1), 6))
+			send(P1, NewMessageAt(nil, 9))
+			send(P1, NewMessageAt(note("over the mark", "u", P1), 9))
+			send(P1, NewMessageAt(note("m3", "u", P1), 10))
+			pass(time.Second)
+			require.Equal(t, series("m", 3), sink.ids())
+			require.Equal(t, GatewayLane{Received: 4, NoSession: 1, Invalid: uint64(len(bad) + 1), Enqueued: 3, Taken: 3}, lane(e.g, P1))
+			e.conserved(t)
+		})
+	})
+}
+
+func TestNewMessageAt(t *testing.T) {
+	t.Run("it is a Message like any other, with its number behind it", func(t *testing.T) {
+		n := specimen(TypeTradeExecuted)
+		m, plain := NewMessageAt(n, 1<<63), NewMessage(n)
+		require.Same(t, n, m.Notification())
+		require.Equal(t, string(plain.JSON()), string(m.JSON()))
+		require.EqualValues(t, uint64(1)<<63, numberedOf(m).number)
+		require.Same(t, m, &numberedOf(m).Message)
+		require.Nil(t, numberedOf(plain))
+		require.Nil(t, numberedOf(newMessage(n, TypeTradeExecuted, 0)))
+		require.Zero(t, unsafe.Offsetof(numbered{}.Message))
+	})
+	t.Run("it keeps the whole of it alive", func(t *testing.T) {
+		var ms []*Message
+		for i := range uint64(1000) {
+			ms = append(ms, NewMessageAt(note("m", "u", P1), i))
+		}
+		runtime.GC()
+		garbage := make([][]byte, 1000)
+		for i := range garbage {
+			garbage[i] = bytes.Repeat([]byte{0xff}, int(unsafe.Sizeof(numbered{})))
+		}
+		for i, m := range ms {
+			require.EqualValues(t, i, numberedOf(m).number)
+		}
+		runtime.KeepAlive(garbage)
+	})
+	t.Run("a Gateway without a Log takes it as one without a number", func(t *testing.T) {
+		bubble(t, GatewayConfig{}, func(t *testing.T, g *Gateway) {
+			s, sink := join(t, g, "s", "u")
+			for _, number := range []uint64{7, 7, 3, 0} { // means nothing
+				g.Inbox()[P1] <- NewMessageAt(note("m", "u", P1), number)
+			}
+			pass(time.Second)
+			require.Len(t, sink.ids(), 4)
+			require.Equal(t, [NumPriorities]uint64{P1: 4}, s.Cursor().seqs)
+		})
+	})
+	t.Run("one that is no message is Invalid there", func(t *testing.T) {
+		bubble(t, GatewayConfig{}, func(t *testing.T, g *Gateway) {
+			g.Inbox()[P0] <- NewMessageAt(nil, 7)
+			g.Inbox()[P2] <- NewMessageAt(nil, 7)
+			pass(time.Second)
+			require.Equal(t, GatewayLane{Invalid: 1}, lane(g, P0))
+			require.Equal(t, GatewayLane{Invalid: 1}, lane(g, P2))
+		})
+	})
+	t.Run("one that is no message can be asked what it holds", func(t *testing.T) {
+		m := NewMessageAt(nil, 7)
+		require.Equal(t, new(Notification), m.Notification())
+		require.NotPanics(t, func() { m.JSON() })
+	})
+}
+
+func TestNewMissed(t *testing.T) {
+	after, upTo := [NumPriorities]uint64{10, 10, 10, 10}, [NumPriorities]uint64{20, 20, 10, 20}
+	at := func(p Priority, number uint64) *Message { return NewMessageAt(note("m", "u", p), number) }
+	t.Run("each lane by itself, in its order", func(t *testing.T) {
+		list := []*Message{at(P3, 20), at(P0, 11), at(P1, 15), at(P0, 20), at(P1, 16)}
+		m, err := newMissed(list, after, upTo)
+		require.NoError(t, err)
+		require.Equal(t, upTo, m.upTo)
+		require.Equal(t, [NumPriorities][]sequenced{
+			P0: {{11, list[1]}, {20, list[3]}},
+			P1: {{15, list[2]}, {16, list[4]}},
+			P3: {{20, list[0]}},
+		}, m.lanes)
+	})
+	t.Run("nothing", func(t *testing.T) {
+		m, err := newMissed(nil, after, upTo)
+		require.NoError(t, err)
+		require.Equal(t, &missed{upTo: upTo}, m)
+	})
+	for name, list := range map[string][]*Message{
+		"nil":                    {at(P0, 11), nil},
+		"one without a number":   {NewMessage(note("m", "u", P1))},
+		"one that is not valid":  {NewMessageAt(&Notification{ID: "m", UserID: "u"}, 11)},
+		"one that is no message": {NewMessageAt(nil, 11)},
+		"one from before":        {at(P0, 10)},
+		"one from beyond":        {at(P0, 21)},
+		"one that was not asked": {at(P2, 11)},
+		"one twice":              {at(P0, 11), at(P1, 12), at(P0, 11)},
+		"two out of order":       {at(P0, 12), at(P0, 11)},
+	} {
+		t.Run(name+" is refused", func(t *testing.T) {
+			_, err := newMissed(list, after, upTo)
+			require.ErrorIs(t, err, ErrInvalid)
+			require.ErrorContains(t, err, fmt.Sprint("message ", len(list)-1, " "))
+		})
+	}
 }
