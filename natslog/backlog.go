@@ -30,7 +30,8 @@ type backlog struct {
 	mu        sync.Mutex
 	queue     []*batch   // guarded by mu: the last has room
 	sent      *batch     // guarded by mu: on its way
-	since     time.Time  // guarded by mu: when it was first sent
+	since     time.Time  // guarded by mu: when it was taken
+	failure   error      // guarded by mu: why it was not acknowledged at the last attempt
 	asleep    bool       // guarded by mu: take waits for wake
 	closed    bool       // guarded by mu: nothing is accepted any more
 	ended     bool       // guarded by mu: nothing is sent any more

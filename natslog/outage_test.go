@@ -409,7 +409,15 @@ func TestServerFrozen(t *testing.T) {
 	still(t, errs)
 	s.Thaw()
 	require.NoError(t, <-errs)
-	require.Equal(t, []string{"a", "b"}, ids(t, l, notification.P1, 0))
+
+	// The answers to all that was sent have come, and are none to what follows.
+	require.NoError(t, l.bulk.nc.Flush())
+	s.Freeze()
+	go func() { errs <- p.PublishWait(patient(t), note("c", "alice", notification.P1)) }() // ends with the thaw
+	still(t, errs)
+	s.Thaw()
+	require.NoError(t, <-errs)
+	require.Equal(t, []string{"a", "b", "c"}, ids(t, l, notification.P1, 0))
 }
 
 // What the server answers when it cannot store a block.

@@ -20,10 +20,11 @@ const (
 	headerRoom = 512
 
 	// ackWait is how long a block that was sent waits for its acknowledgement before
-	// it is sent again on a connection that is there. A server that syncs to a slow
-	// disk, or waits for a replica, must not be sent everything twice for that; one
-	// that is back makes itself known by the reconnect.
-	ackWait = 5 * time.Second
+	// it is sent again on a connection that is there, at first: a leader that died
+	// never answers, and another server's connection does not tell. It doubles up to
+	// lastWait, because a server that syncs to a slow disk must not be sent everything
+	// again and again.
+	ackWait, lastWait = 500 * time.Millisecond, 8 * time.Second
 
 	// The pauses after the server said no: the disk is full, there is no leader.
 	firstPause, lastPause = 10 * time.Millisecond, time.Second
@@ -33,7 +34,9 @@ const (
 type PublisherConfig struct {
 	// QueueCapacity is how many notifications each lane holds that were accepted and
 	// are not yet in the log, exactly, over all partitions; default 10,000, 50,000,
-	// 100,000 and 50,000, at most 2^27. They are held as archives, some 200 bytes each.
+	// 100,000 and 50,000, at most 2^27. They are held as archives, some 200 bytes each
+	// unless they hold long texts; one for AllUsers counts once, and is held once per
+	// partition.
 	QueueCapacity [notification.NumPriorities]int
 	// Linger is how long a notification waits for others to share its block, unless
 	// another block is on its way, for which it waits in any case; default 0, 1 ms,
@@ -41,7 +44,7 @@ type PublisherConfig struct {
 	Linger [notification.NumPriorities]time.Duration
 	// BlockBytes is how large a block may get, in bytes; an archive that is larger has
 	// a block of its own. Default 256 KiB, at least 1 KiB, and at most what the server
-	// takes in a message (its max_payload) less 512.
+	// takes in a message (its max_payload) less 512, and a quarter of Config.MaxBytes.
 	BlockBytes int
 	// Logger gets what an operator must know; nil discards.
 	Logger *slog.Logger
@@ -50,7 +53,7 @@ type PublisherConfig struct {
 	run     string        // for tests: begins each Msg-Id, in place of 128 random bits
 }
 
-func (c *PublisherConfig) setDefaults(maxPayload int64) error {
+func (c *PublisherConfig) setDefaults(maxPayload, maxBytes int64) error {
 	for p := range c.QueueCapacity {
 		c.QueueCapacity[p] = cmp.Or(c.QueueCapacity[p], [...]int{10_000, 50_000, 100_000, 50_000}[p])
 		if c.QueueCapacity[p] < 0 || c.QueueCapacity[p] > 1<<27 {
@@ -59,8 +62,8 @@ func (c *PublisherConfig) setDefaults(maxPayload int64) error {
 		c.Linger[p] = max(cmp.Or(c.Linger[p], [...]time.Duration{0, time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond}[p]), 0)
 	}
 	c.BlockBytes = cmp.Or(c.BlockBytes, 256<<10)
-	if c.BlockBytes < 1<<10 || c.BlockBytes > 64<<20 {
-		return fmt.Errorf("%w: BlockBytes %d is not within 1 KiB and 64 MiB", notification.ErrInvalid, c.BlockBytes)
+	if c.BlockBytes < 1<<10 || int64(c.BlockBytes) > maxBytes/4 {
+		return fmt.Errorf("%w: BlockBytes %d is not within 1 KiB and a quarter of Config.MaxBytes, %d", notification.ErrInvalid, c.BlockBytes, maxBytes/4)
 	}
 	if int64(c.BlockBytes) > maxPayload-headerRoom {
 		return fmt.Errorf("%w: BlockBytes %d and %d for headers are over the server's max_payload, %d", ErrConfig, c.BlockBytes, headerRoom, maxPayload)
@@ -105,7 +108,7 @@ type Publisher struct {
 // field.
 func (l *Log) NewPublisher(cfg PublisherConfig) (*Publisher, error) {
 	maxPayload := min(l.urgent.nc.MaxPayload(), l.bulk.nc.MaxPayload())
-	if err := cfg.setDefaults(maxPayload); err != nil {
+	if err := cfg.setDefaults(maxPayload, l.cfg.MaxBytes); err != nil {
 		return nil, err
 	}
 	if cfg.run == "" {

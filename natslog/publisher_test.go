@@ -67,7 +67,7 @@ func TestPublisherConfig(t *testing.T) {
 	l := open(t, Config{URL: s.URL, MaxBytes: 4 << 20})
 	for field, cfgs := range map[string][]PublisherConfig{
 		"QueueCapacity[P2]": {{QueueCapacity: [4]int{0, 0, -1, 0}}, {QueueCapacity: [4]int{0, 0, 1<<27 + 1, 0}}},
-		"BlockBytes":        {{BlockBytes: -1}, {BlockBytes: 1023}, {BlockBytes: 64<<20 + 1}},
+		"BlockBytes":        {{BlockBytes: -1}, {BlockBytes: 1023}, {BlockBytes: 1<<20 + 1}},
 	} {
 		t.Run("a bad "+field+" is ErrInvalid and named", func(t *testing.T) {
 			for _, cfg := range cfgs {
@@ -89,12 +89,12 @@ func TestPublisherConfig(t *testing.T) {
 
 	t.Run("the zero value has the defaults of its documentation", func(t *testing.T) {
 		var c PublisherConfig
-		require.NoError(t, c.setDefaults(1<<20))
+		require.NoError(t, c.setDefaults(1<<20, 64<<20))
 		require.Equal(t, [4]int{10_000, 50_000, 100_000, 50_000}, c.QueueCapacity)
 		require.Equal(t, [4]time.Duration{0, time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond}, c.Linger)
 		require.Equal(t, 256<<10, c.BlockBytes)
 		c = PublisherConfig{Linger: all(-time.Second)}
-		require.NoError(t, c.setDefaults(1<<20))
+		require.NoError(t, c.setDefaults(1<<20, 64<<20))
 		require.Zero(t, c.Linger)
 	})
 }

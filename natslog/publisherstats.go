@@ -21,7 +21,8 @@ type PublisherStats struct {
 // PublisherLane counts one lane, over all partitions.
 type PublisherLane struct {
 	Queued, Capacity int           // accepted, and not yet in the log
-	Stalled          time.Duration // how long the block that has been on its way the longest is
+	Stalled          time.Duration // how long the block is on its way that has been the longest
+	Failure          string        // why it was not acknowledged at the last attempt; empty if there was one only
 
 	Accepted     uint64
 	Rejected     uint64 // refused with ErrQueueFull
@@ -67,7 +68,12 @@ func (p *Publisher) Stats() PublisherStats {
 			q.mu.Lock()
 			c := q.counts
 			if q.sent != nil {
-				l.Stalled = max(l.Stalled, time.Since(q.since))
+				if d := time.Since(q.since); d > l.Stalled {
+					l.Stalled, l.Failure = d, ""
+					if q.failure != nil {
+						l.Failure = q.failure.Error()
+					}
+				}
 			}
 			q.mu.Unlock()
 			l.Accepted += c.accepted

@@ -27,7 +27,7 @@ type sender struct {
 
 	// owned by run
 	id    string // of the run: 128 random bits
-	count uint64 // of the block that is sent, from 1
+	count uint64 // of the Msg-Ids of this run
 	inbox string
 	acks  chan *nats.Msg
 	timer *time.Timer
@@ -70,17 +70,11 @@ func (s *sender) run() {
 
 // store returns true when b is in the log, false when the Publisher is stopping.
 func (s *sender) store(b *batch) bool {
-	s.count++
 	msg := s.message(b)
-	sent, failed, pause := 0, false, firstPause
-	defer func() {
-		if failed {
-			s.recovered()
-		}
-	}()
+	sent, failed, wait, pause := 0, false, s.p.cfg.ackWait, firstPause
 	for {
 		back := s.conn.reconnect() // before it is sent, so that none is missed
-		a, err := s.attempt(msg, back)
+		a, err := s.attempt(msg, back, wait)
 		if err == nil || !errors.Is(err, errUnsent) {
 			sent++
 		}
@@ -96,6 +90,9 @@ func (s *sender) store(b *batch) bool {
 			if a.Duplicate {
 				s.bump(&s.counts.recognized)
 			}
+			if failed {
+				s.recovered()
+			}
 			return true
 		case errors.Is(err, errStopping):
 			return false
@@ -103,19 +100,16 @@ func (s *sender) store(b *batch) bool {
 			s.lostConn(err)
 			return false
 		}
-		if !failed {
-			failed = true
-			s.fails(err)
-		}
-		s.bump(&s.counts.failures)
+		s.failed(err, !failed)
+		failed = true
 		switch {
 		case errors.Is(err, errBack): // at once
 			continue
 		case errors.Is(err, errSilent): // it has waited enough
+			wait = min(2*wait, max(wait, lastWait))
 			continue
-		case errors.Is(err, errDisconnected):
-			pause = firstPause
-			s.timer.Reset(time.Hour) // only a reconnect helps
+		case errors.Is(err, errDisconnected): // until it is back; its handlers may tell that late
+			s.timer.Reset(lastPause)
 		default:
 			s.timer.Reset(pause)
 			pause = min(2*pause, lastPause)
@@ -129,8 +123,9 @@ func (s *sender) store(b *batch) bool {
 	}
 }
 
-// message returns the message that stores b as the block of s.count.
+// message returns the message that stores b, as no block before.
 func (s *sender) message(b *batch) *nats.Msg {
+	s.count++
 	count := strconv.FormatUint(s.count, 10)
 	msg := newBlockMsg(s.subject, s.id+s.prefix+count, len(b.items), b.data)
 	msg.Reply = s.inbox + "." + count // so that a late answer is not taken for that of the next block
@@ -159,14 +154,14 @@ var (
 )
 
 // attempt sends msg once and waits for the answer to this attempt or an earlier one.
-func (s *sender) attempt(msg *nats.Msg, back <-chan struct{}) (ack, error) {
+func (s *sender) attempt(msg *nats.Msg, back <-chan struct{}, wait time.Duration) (ack, error) {
 	if nc := s.conn.nc; !nc.IsConnected() && !nc.IsClosed() {
 		return ack{}, errDisconnected
 	}
 	if err := s.conn.nc.PublishMsg(msg); err != nil {
 		return ack{}, fmt.Errorf("%w: %w", errUnsent, err)
 	}
-	s.timer.Reset(s.p.cfg.ackWait)
+	s.timer.Reset(wait)
 	for {
 		select {
 		case m := <-s.acks:
@@ -203,15 +198,22 @@ func (s *sender) lostConn(err error) {
 	s.p.life.cut(fmt.Errorf("%w: the Log has no connection any more: %w", notification.ErrClosed, err))
 }
 
-// fails and recovered frame an episode of a block that is not acknowledged. There is
+// failed and recovered frame an episode of a block that is not acknowledged. There is
 // one line for all streams, because they fail together.
-func (s *sender) fails(err error) {
-	if s.p.failing.Add(1) == 1 {
+func (s *sender) failed(err error, first bool) {
+	s.mu.Lock()
+	s.counts.failures++
+	s.failure = err
+	s.mu.Unlock()
+	if first && s.p.failing.Add(1) == 1 {
 		s.p.cfg.Logger.Warn("blocks are not acknowledged, sending them again", "stream", s.stream, "error", err)
 	}
 }
 
 func (s *sender) recovered() {
+	s.mu.Lock()
+	s.failure = nil
+	s.mu.Unlock()
 	if s.p.failing.Add(-1) == 0 {
 		s.p.cfg.Logger.Info("blocks are acknowledged again", "stream", s.stream)
 	}
