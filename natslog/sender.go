@@ -18,12 +18,13 @@ import (
 type sender struct {
 	// immutable
 	backlog
-	p       *Publisher
-	lane    notification.Priority
-	subject string
-	stream  string
-	conn    *conn
-	prefix  string // of a Msg-Id, behind the run
+	p        *Publisher
+	lane     notification.Priority
+	subject  string
+	stream   string
+	conn     *conn
+	prefix   string        // of a Msg-Id, behind the run
+	patience time.Duration // with a server, before another one is tried
 
 	// owned by run
 	id    string // of the run: 128 random bits
@@ -37,7 +38,8 @@ func newSender(p *Publisher, lane notification.Priority, partition int) *sender 
 	s := &sender{
 		p: p, lane: lane, conn: p.log.conn(lane), id: p.cfg.run,
 		subject: p.log.subject(lane, partition), stream: p.log.stream(lane, partition),
-		prefix: "." + lane.String() + "." + strconv.Itoa(partition) + ".",
+		prefix:   "." + lane.String() + "." + strconv.Itoa(partition) + ".",
+		patience: p.log.cfg.pace.withDefaults(p.log.cfg.Retention).elsewhere,
 		// Room for the answers to what was sent often while the server stood still:
 		// what does not fit is an answer that came before.
 		acks: make(chan *nats.Msg, 64),
@@ -71,7 +73,8 @@ func (s *sender) run() {
 // store returns true when b is in the log, false when the Publisher is stopping.
 func (s *sender) store(b *batch) bool {
 	msg := s.message(b)
-	sent, failed, wait, pause := 0, false, s.p.cfg.ackWait, firstPause
+	sent, wait, pause := 0, s.p.cfg.ackWait, firstPause
+	var failing time.Time // since when; zero: it does not
 	for {
 		back := s.conn.reconnect() // before it is sent, so that none is missed
 		a, err := s.attempt(msg, back, wait)
@@ -90,7 +93,7 @@ func (s *sender) store(b *batch) bool {
 			if a.Duplicate {
 				s.bump(&s.counts.recognized)
 			}
-			if failed {
+			if !failing.IsZero() {
 				s.recovered()
 			}
 			return true
@@ -100,8 +103,12 @@ func (s *sender) store(b *batch) bool {
 			s.lostConn(err)
 			return false
 		}
-		s.failed(err, !failed)
-		failed = true
+		s.failed(err, failing.IsZero())
+		if failing.IsZero() {
+			failing = time.Now()
+		} else if time.Since(failing) > s.patience {
+			s.conn.elsewhere(s.patience) // this server may be cut off from the others
+		}
 		switch {
 		case errors.Is(err, errBack): // at once
 			continue
