@@ -114,11 +114,8 @@ func value[T any](t *testing.T, ctx context.Context, expression string) T {
 // market is an exchange with a page and traffic, until stop.
 func market(t *testing.T, users int, rate float64) (x *exchange, web *server, stop func()) {
 	t.Helper()
-	x, err := newExchange(users, notification.BrokerConfig{}, options{addr: "yes"}.gatewayConfig(nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	web, err = newServer(x, "127.0.0.1:0", quiet)
+	x = inMemory(t, users, notification.BrokerConfig{}, options{addr: "yes"}.gatewayConfig(nil))
+	web, err := newServer(x, newSigner(), "127.0.0.1:0", quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +182,7 @@ func TestPage(t *testing.T) {
 	}
 	// The browser's session, beside the one in this process.
 	session := func() *notification.Session {
-		for s := range x.gateway.UserSessions("u00003") {
+		for s := range x.gateway().UserSessions("u00003") {
 			if !strings.HasPrefix(s.ID(), "desk-") {
 				return s
 			}

@@ -31,8 +31,8 @@ var _ notification.Sink = (*client)(nil)
 
 // connect makes a session that goes on behind after, or begins now if that is
 // zero. A session before it has ended.
-func (c *client) connect(g *notification.Gateway, after notification.Cursor) error {
-	s, err := g.RegisterSession(notification.SessionConfig{
+func (c *client) connect(b bus, after notification.Cursor) error {
+	s, err := b.RegisterSession(notification.SessionConfig{
 		ID:      "desk-" + c.user,
 		UserID:  c.user,
 		Sink:    c,

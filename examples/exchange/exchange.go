@@ -62,19 +62,18 @@ type member struct {
 	client  *client
 }
 
-// An exchange is the whole process but its driver: one Broker, one Gateway, and
-// for each member a session in this process.
+// An exchange is the whole process but its driver: a bus, and for each member a
+// session in this process.
 type exchange struct {
 	// immutable after newExchange
-	broker  *notification.Broker
-	gateway *notification.Gateway
+	bus     bus
+	run     string // part of every ID, where those of earlier runs are remembered; else empty
 	members []*member
 	started time.Time
 
 	all  [maxStreams]stream                        // what AllUsers is told
 	stop func()                                    // ends the waiting of publish
 	ctx  context.Context                           // ended by stop
-	done [2]chan error                             // what the Runs of broker and gateway returned
 	one  [notification.NumPriorities]atomic.Uint64 // accepted for one member
 	many [notification.NumPriorities]atomic.Uint64 // accepted for AllUsers
 	full [notification.NumPriorities]atomic.Uint64 // Publish said ErrQueueFull, so PublishWait was called
@@ -84,32 +83,16 @@ type exchange struct {
 // memberID returns the ID of the i-th member, from 0.
 func memberID(i int) string { return fmt.Sprintf("u%05d", i+1) }
 
-// newExchange starts a Broker and a Gateway and registers a session for each of
-// n members.
-func newExchange(n int, broker notification.BrokerConfig, gateway notification.GatewayConfig) (*exchange, error) {
-	x := &exchange{members: make([]*member, n), started: time.Now()}
+// newExchange registers a session for each of n members at a bus that runs. run is
+// part of the IDs of what it publishes.
+func newExchange(n int, bus bus, run string) (*exchange, error) {
+	x := &exchange{bus: bus, run: run, members: make([]*member, n), started: time.Now()}
 	x.ctx, x.stop = context.WithCancel(context.Background())
-	var err error
-	if x.broker, err = notification.NewBroker(broker); err != nil {
-		return nil, err
-	}
-	if x.gateway, err = notification.NewGateway("gateway-1", gateway); err != nil {
-		return nil, err
-	}
-	if err = x.broker.RegisterGateway(x.gateway); err != nil {
-		return nil, err
-	}
-	// The Runs end with Shutdown, in drain, which waits for them. They do not
-	// get the context of a signal: that would stop at once instead of draining.
-	for i, run := range []func(context.Context) error{x.broker.Run, x.gateway.Run} {
-		x.done[i] = make(chan error, 1)
-		go func() { x.done[i] <- run(context.Background()) }()
-	}
 	for i := range x.members {
 		m := &member{id: memberID(i)}
 		m.client = &client{user: m.id}
 		x.members[i] = m
-		if err := m.client.connect(x.gateway, notification.Cursor{}); err != nil {
+		if err := m.client.connect(x.bus, notification.Cursor{}); err != nil {
 			return nil, err
 		}
 	}
@@ -143,17 +126,17 @@ func (x *exchange) send(user int, payload notification.Payload) (id string, err 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := &notification.Notification{
-		ID:        string(strconv.AppendUint(append(streamID(prefix, k), '-'), s.last.Load()+1, 10)),
+		ID:        string(strconv.AppendUint(append(x.streamID(prefix, k), '-'), s.last.Load()+1, 10)),
 		UserID:    to,
 		Priority:  p,
 		Payload:   payload,
 		Timestamp: time.Now().UnixNano(),
 		Source:    source(t.Channel()),
 	}
-	err = x.broker.Publish(n)
+	err = x.bus.Publish(n)
 	if errors.Is(err, notification.ErrQueueFull) {
 		x.full[p].Add(1)
-		err = x.broker.PublishWait(x.ctx, n)
+		err = x.bus.PublishWait(x.ctx, n)
 	}
 	if err != nil {
 		x.cut[p].Add(1)
@@ -164,11 +147,15 @@ func (x *exchange) send(user int, payload notification.Payload) (id string, err 
 	return n.ID, nil
 }
 
-// streamID returns "u00042-trade-P1": what the IDs of a stream have before
-// their number.
-func streamID(prefix string, k int) []byte {
-	b := make([]byte, 0, 48)
+// streamID returns "u00042-trade-P1", or with a run "u00042.dk2f9-trade-P1": what
+// the IDs of a stream have before their number.
+func (x *exchange) streamID(prefix string, k int) []byte {
+	b := make([]byte, 0, 64)
 	b = append(b, prefix...)
+	if x.run != "" {
+		b = append(b, '.')
+		b = append(b, x.run...)
+	}
 	b = append(b, '-')
 	return append(b, streamNames[k]...)
 }
@@ -196,18 +183,15 @@ func source(c notification.Channel) string {
 }
 
 // drain delivers what was accepted and stops, against the direction in which
-// messages go: nobody publishes any more, the Broker feeds the Gateway to the
-// end, browsers are told to go elsewhere while the Gateway still serves them,
-// and then the Gateway ends.
+// messages go: nobody publishes any more, the sessions get what was accepted,
+// browsers are told to go elsewhere while they are still served, and then
+// serving ends.
 func (x *exchange) drain(ctx context.Context, hangUp func(context.Context) error) error {
-	err := x.broker.Shutdown(ctx)
+	err := x.bus.endPublishing(ctx)
 	if hangUp != nil {
 		err = errors.Join(err, hangUp(ctx))
 	}
-	err = errors.Join(err, x.gateway.Shutdown(ctx))
-	for _, done := range x.done {
-		err = errors.Join(err, <-done)
-	}
+	err = errors.Join(err, x.bus.endServing(ctx))
 	x.stop()
 	return err
 }

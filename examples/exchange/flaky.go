@@ -75,7 +75,7 @@ func (f *flock) comeBack() {
 	f.tick = (f.tick + 1) % len(f.wheel)
 	for _, m := range f.wheel[f.tick] {
 		delete(f.away, m)
-		err := m.client.connect(f.x.gateway, m.client.session.Cursor())
+		err := m.client.connect(f.x.bus, m.client.session.Cursor())
 		switch {
 		case err == nil:
 			f.whole++
@@ -84,7 +84,7 @@ func (f *flock) comeBack() {
 			// it, and the table says so.
 			f.gone++
 			m.client.restart()
-			err = m.client.connect(f.x.gateway, notification.Cursor{})
+			err = m.client.connect(f.x.bus, notification.Cursor{})
 			f.err = errors.Join(f.err, err)
 		default:
 			f.err = errors.Join(f.err, err)

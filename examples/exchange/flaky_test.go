@@ -11,10 +11,7 @@ func TestFlock(t *testing.T) {
 	gather := func(t *testing.T, total int) (*exchange, *flock) {
 		cfg := options{flaky: 1}.gatewayConfig(nil)
 		cfg.HistoryTotal = total
-		x, err := newExchange(2, notification.BrokerConfig{}, cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
+		x := inMemory(t, 2, notification.BrokerConfig{}, cfg)
 		return x, newFlock(x, 1, 1)
 	}
 	home := func(f *flock) {
@@ -49,7 +46,7 @@ func TestFlock(t *testing.T) {
 	})
 	t.Run("who comes back too late is told, and the table says what was lost", func(t *testing.T) {
 		x, f := gather(t, 1)
-		next := notificationtest.Connect(t, x.gateway, x.members[1].id)
+		next := notificationtest.Connect(t, x.gateway(), x.members[1].id)
 		f.disconnect(x.members[0])
 		for range 10 {
 			x.publish(0, notification.AccountUpdate{})

@@ -1,8 +1,10 @@
 // Exchange is a small exchange in one process: a matching engine, an account
 // and a risk service, simulated or driven by recorded order flow, tell
-// thousands of users through one Broker and one Gateway what happened.
+// thousands of users through one Broker and one Gateway what happened, or through
+// a log on disk.
 //
 //	go run ./examples/exchange
+//	go run ./examples/exchange -durable /var/lib/exchange
 //	go run ./examples/exchange -replay aapl-2012-06-21.csv.gz -speed 60
 //
 // It shows its progress, and on Ctrl-C, after -duration or at the end of the
@@ -21,6 +23,7 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -42,6 +45,7 @@ type options struct {
 	duration time.Duration
 	seed     uint64
 	flaky    float64
+	durable  string
 	addr     string
 	mustAddr bool // it was asked for, not the default
 }
@@ -58,6 +62,7 @@ func parse(args []string, output io.Writer) (o options, err error) {
 	f.DurationVar(&o.duration, "duration", 0, "end by itself after this `time`; 0: on Ctrl-C, or with the recording")
 	f.Uint64Var(&o.seed, "seed", 1, "of the simulated market: the same seed, the same flow")
 	f.Float64Var(&o.flaky, "flaky", 0, "`share` of the users, 0 to 1, whose connections keep breaking, about every 10 s for up to 3 s, and resume")
+	f.StringVar(&o.durable, "durable", "", "keep what is published in this `folder`, on disk before it is delivered: killed and started again, its clients go on where they were")
 	f.StringVar(&o.addr, "addr", defaultAddr, "`address` of the page, /metrics and /debug/pprof; empty: none")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -116,13 +121,13 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 		}
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	x, err := newExchange(o.users, notification.BrokerConfig{Logger: log}, o.gatewayConfig(log))
+	x, keys, err := o.open(ctx, log)
 	if err != nil {
 		return err
 	}
 	var web *server
 	if o.addr != "" {
-		web, err = newServer(x, o.addr, log)
+		web, err = newServer(x, keys, o.addr, log)
 		switch {
 		case err == nil:
 			fmt.Fprintf(stdout, "the page is at http://%s/\n", web.addr)
@@ -186,13 +191,35 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 	return errors.Join(err, failed)
 }
 
+// open returns an exchange with its bus, and what signs its tokens.
+func (o options) open(ctx context.Context, log *slog.Logger) (*exchange, *signer, error) {
+	if o.durable == "" {
+		b, err := newMemory(notification.BrokerConfig{Logger: log}, o.gatewayConfig(log))
+		if err != nil {
+			return nil, nil, err
+		}
+		x, err := newExchange(o.users, b, "")
+		return x, newSigner(), err
+	}
+	b, err := newDurable(ctx, o.durable, o.gatewayConfig(log), log)
+	if err != nil {
+		return nil, nil, err
+	}
+	keys, err := openSigner(filepath.Join(o.durable, "key"))
+	if err != nil {
+		return nil, nil, errors.Join(err, b.endServing(ctx))
+	}
+	x, err := newExchange(o.users, b, newRun())
+	return x, keys, err
+}
+
 // gatewayConfig turns on the history for those who can come back: flaky users
 // of this process, and browsers. It is bounded by a total, some 900 bytes for
 // each message: without flaky users nobody is away without another session
 // here, so that 20 s of the default rate do.
 func (o options) gatewayConfig(log *slog.Logger) notification.GatewayConfig {
 	cfg := notification.GatewayConfig{Logger: log}
-	if o.addr != "" || o.flaky > 0 {
+	if o.addr != "" || o.flaky > 0 || o.durable != "" {
 		cfg.HistoryMessages = 1024
 		cfg.HistoryTotal = 200_000
 	}

@@ -20,12 +20,24 @@ import (
 // start runs an exchange of n members for a test that drives it by hand.
 func start(t *testing.T, n int, broker notification.BrokerConfig) *exchange {
 	t.Helper()
-	x, err := newExchange(n, broker, notification.GatewayConfig{})
+	return inMemory(t, n, broker, notification.GatewayConfig{})
+}
+
+func inMemory(t *testing.T, n int, broker notification.BrokerConfig, gateway notification.GatewayConfig) *exchange {
+	t.Helper()
+	b, err := newMemory(broker, gateway)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := newExchange(n, b, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return x
 }
+
+// gateway returns that of an exchange in memory.
+func (x *exchange) gateway() *notification.Gateway { return x.bus.(*memory).gateway }
 
 func TestExchange(t *testing.T) {
 	t.Run("what the engine publishes reaches the clients, whole and in order", func(t *testing.T) {

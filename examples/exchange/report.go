@@ -24,7 +24,9 @@ type snapshot struct {
 }
 
 func (x *exchange) snapshot() snapshot {
-	return snapshot{at: time.Now(), broker: x.broker.Stats(), gateway: x.gateway.Stats()}
+	s := snapshot{at: time.Now()}
+	s.broker, s.gateway = x.bus.stats()
+	return s
 }
 
 func (s snapshot) published() (n uint64) {

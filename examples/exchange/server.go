@@ -92,14 +92,14 @@ type sample struct {
 }
 
 // newServer listens on addr and serves until close.
-func newServer(x *exchange, addr string, log *slog.Logger) (*server, error) {
-	s := &server{x: x, keys: newSigner(), phase: phaseRunning, served: make(chan error, 1), told: make(chan struct{})}
+func newServer(x *exchange, keys *signer, addr string, log *slog.Logger) (*server, error) {
+	s := &server{x: x, keys: keys, phase: phaseRunning, served: make(chan error, 1), told: make(chan struct{})}
 	var err error
-	s.web, err = wsgateway.New(x.gateway, wsgateway.Config{Authenticate: s.authenticate, MaxConnections: maxConnections, Logger: log})
+	s.web, err = wsgateway.New(x.bus, wsgateway.Config{Authenticate: s.authenticate, MaxConnections: maxConnections, Logger: log})
 	if err != nil {
 		return nil, err
 	}
-	s.events, err = ssegateway.New(x.gateway, ssegateway.Config{Authenticate: s.authenticate, MaxConnections: maxConnections, Logger: log})
+	s.events, err = ssegateway.New(x.bus, ssegateway.Config{Authenticate: s.authenticate, MaxConnections: maxConnections, Logger: log})
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +128,7 @@ func (s *server) handler() http.Handler {
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
-		promstats.NewCollector(s.x.broker, s.x.gateway),
+		s.x.bus.collector(),
 		promstats.NewTransportCollector("websocket", s.web),
 		promstats.NewTransportCollector("sse", s.events),
 		collectors.NewGoCollector(),
@@ -272,8 +272,8 @@ func (s *server) streams(w http.ResponseWriter, _ *http.Request, user int, _ tim
 	numbers := map[string]uint64{}
 	m := s.x.members[user]
 	for k := range streamNames {
-		numbers[string(streamID(m.id, k))] = m.streams[k].last.Load()
-		numbers[string(streamID(everybodyPrefix, k))] = s.x.all[k].last.Load()
+		numbers[string(s.x.streamID(m.id, k))] = m.streams[k].last.Load()
+		numbers[string(s.x.streamID(everybodyPrefix, k))] = s.x.all[k].last.Load()
 	}
 	reply(w, http.StatusOK, numbers)
 }

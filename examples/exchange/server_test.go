@@ -65,11 +65,8 @@ func TestSigner(t *testing.T) {
 // serve is an exchange of three members with a page and without traffic.
 func serve(t *testing.T) (*exchange, *server) {
 	t.Helper()
-	x, err := newExchange(3, notification.BrokerConfig{}, options{addr: "yes"}.gatewayConfig(nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	web, err := newServer(x, "127.0.0.1:0", quiet)
+	x := inMemory(t, 3, notification.BrokerConfig{}, options{addr: "yes"}.gatewayConfig(nil))
+	web, err := newServer(x, newSigner(), "127.0.0.1:0", quiet)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ var errToken = errors.New("not signed in, or no longer")
 // A signer makes and checks the tokens that say who somebody is: the user and
 // the time until which it holds, in the clear, and an HMAC-SHA256 of both. A
 // token is as good as its key, which is random and lives as long as the
-// process; who has several processes shares one.
+// process, or as a file; who has several processes shares one.
 type signer struct {
 	key [sha256.Size]byte
 }
