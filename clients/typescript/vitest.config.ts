@@ -6,7 +6,7 @@ export default defineConfig({
     pool: "forks",
     maxWorkers: 2,
     // For machines that are busy: whoever waits, waits for an event.
-    testTimeout: 120_000,
+    testTimeout: 300_000,
     hookTimeout: 300_000,
   },
 });
