@@ -12,9 +12,9 @@ import (
 const anyNumber = math.MaxUint64
 
 // A client is a member's program: it takes the JSON of what arrives and checks
-// that each stream is whole and in order. It is the Sink of one session at a
-// time, and a session makes one call at a time, so it needs no lock; whoever
-// reads its counters waits for the session's end.
+// that each stream is whole and in order. It is the Sink of one session, which makes
+// one call at a time, and after that may be what a flaky user's client calls: so it
+// needs no lock; whoever reads its counters waits for their end.
 type client struct {
 	user    string
 	session *notification.Session
@@ -59,22 +59,26 @@ func (c *client) Push(_ context.Context, batch []*notification.Message) error {
 		c.first = nil
 	}
 	for _, m := range batch {
-		n := m.Notification()
-		c.got[n.Priority]++
-		c.bytes += uint64(len(m.JSON()))
-		last := &c.own[streamOf[n.Type()]]
-		if n.UserID == notification.AllUsers {
-			last = &c.all[streamOf[n.Type()]]
-		}
-		number := numberOf(n.ID)
-		if number != *last+1 && *last != anyNumber {
-			c.wrong++
-		}
-		if number > *last || *last == anyNumber {
-			*last = number
-		}
+		c.take(m.Notification(), len(m.JSON()))
 	}
 	return nil
+}
+
+// take checks one that has arrived, as so many bytes of JSON.
+func (c *client) take(n *notification.Notification, bytes int) {
+	c.got[n.Priority]++
+	c.bytes += uint64(bytes)
+	last := &c.own[streamOf[n.Type()]]
+	if n.UserID == notification.AllUsers {
+		last = &c.all[streamOf[n.Type()]]
+	}
+	number := numberOf(n.ID)
+	if number != *last+1 && *last != anyNumber {
+		c.wrong++
+	}
+	if number > *last || *last == anyNumber {
+		*last = number
+	}
 }
 
 // Close implements notification.Sink.

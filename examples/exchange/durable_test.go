@@ -20,9 +20,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// patience is how long what must come may take on a busy machine.
-const patience = 2 * time.Minute
-
 func TestDurable(t *testing.T) {
 	t.Run("every user sees every message, and every counter agrees", func(t *testing.T) {
 		var out bytes.Buffer

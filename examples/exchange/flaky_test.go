@@ -1,42 +1,72 @@
 package main
 
 import (
+	"context"
 	"testing"
+	"time"
 
 	"github.com/qaexchange/notification"
 	"github.com/qaexchange/notification/notificationtest"
 )
+
+// patience bounds what never comes.
+const patience = time.Minute
 
 func TestFlock(t *testing.T) {
 	gather := func(t *testing.T, total int) (*exchange, *flock) {
 		cfg := options{flaky: 1}.gatewayConfig(nil)
 		cfg.HistoryTotal = total
 		x := inMemory(t, 2, notification.BrokerConfig{}, cfg)
-		return x, newFlock(x, 1, 1)
-	}
-	home := func(f *flock) {
-		for range f.wheel {
-			f.comeBack()
+		f, err := newFlock(x, 1, 1)
+		if err != nil {
+			t.Fatal(err)
 		}
+		return x, f
+	}
+	within := func(t *testing.T, wait func(context.Context) error) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		if err := wait(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// away takes the first one's network, until the Gateway has noticed.
+	away := func(t *testing.T, x *exchange, f *flock) {
+		t.Helper()
+		f.birds[0].line.cut(time.Hour)
+		within(t, func(ctx context.Context) error {
+			for f.live.Load() > 1 || connected(x, 0) {
+				select {
+				case <-time.After(time.Millisecond):
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+			return nil
+		})
+	}
+	end := func(t *testing.T, x *exchange, f *flock) {
+		t.Helper()
+		within(t, f.home)
+		within(t, func(ctx context.Context) error { return x.drain(ctx, nil) })
+		within(t, f.close)
 	}
 	t.Run("who comes back in time finds everything, in order", func(t *testing.T) {
 		x, f := gather(t, 1000)
 		for range 3 {
-			f.disconnect(x.members[0])
-			f.disconnect(x.members[0]) // is away already
+			within(t, f.home)
+			away(t, x, f)
 			for range 100 {
 				x.publish(0, notification.AccountUpdate{})
 				x.publish(0, notification.RiskAlert{})
 				x.publish(everybody, notification.SystemNotice{})
 			}
-			home(f)
 		}
-		if err := x.drain(t.Context(), nil); err != nil {
-			t.Fatal(err)
-		}
-		rows, mismatches := x.final(x.snapshot(), false, f.gone)
-		if len(mismatches) > 0 || f.whole != 3 || f.gone != 0 || f.err != nil {
-			t.Error(mismatches, f.whole, f.gone, f.err)
+		end(t, x, f)
+		rows, mismatches := x.final(x.snapshot(), true, f.gone.Load())
+		if whole, gone := f.whole.Load(), f.gone.Load(); len(mismatches) > 0 || whole != 3 || gone != 0 {
+			t.Error(mismatches, whole, gone)
 		}
 		for _, r := range rows {
 			if r.Lost > 0 {
@@ -46,8 +76,9 @@ func TestFlock(t *testing.T) {
 	})
 	t.Run("who comes back too late is told, and the table says what was lost", func(t *testing.T) {
 		x, f := gather(t, 1)
+		within(t, f.home)
 		next := notificationtest.Connect(t, x.gateway(), x.members[1].id)
-		f.disconnect(x.members[0])
+		away(t, x, f)
 		for range 10 {
 			x.publish(0, notification.AccountUpdate{})
 		}
@@ -55,16 +86,32 @@ func TestFlock(t *testing.T) {
 		// Gateway has dealt with those before it.
 		x.publish(1, notification.AccountUpdate{})
 		notificationtest.Require[notification.AccountUpdate](t, next, x.members[1].id, nil)
-		home(f)
-		if err := x.drain(t.Context(), nil); err != nil {
-			t.Fatal(err)
-		}
-		rows, mismatches := x.final(x.snapshot(), true, f.gone)
-		if len(mismatches) > 0 || f.whole != 0 || f.gone != 1 || f.err != nil {
-			t.Error(mismatches, f.whole, f.gone, f.err)
+		end(t, x, f)
+		rows, mismatches := x.final(x.snapshot(), true, f.gone.Load())
+		if whole, gone := f.whole.Load(), f.gone.Load(); len(mismatches) > 0 || whole != 0 || gone != 1 {
+			t.Error(mismatches, whole, gone)
 		}
 		if r := rows[notification.P2]; r.Lost == 0 || len(r.Reasons) == 0 {
 			t.Errorf("%+v", r)
 		}
 	})
+	t.Run("a line that was cut has no network until it is mended", func(t *testing.T) {
+		var l line
+		l.cut(time.Hour)
+		if _, err := l.dial(t.Context(), "tcp", "127.0.0.1:1"); err != errNoNetwork {
+			t.Error(err)
+		}
+		l.mend()
+		if _, err := l.dial(t.Context(), "tcp", "127.0.0.1:1"); err == nil || err == errNoNetwork {
+			t.Error(err)
+		}
+	})
+}
+
+// connected reports whether a member has a session.
+func connected(x *exchange, i int) bool {
+	for range x.gateway().UserSessions(x.members[i].id) {
+		return true
+	}
+	return false
 }

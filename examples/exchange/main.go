@@ -61,7 +61,7 @@ func parse(args []string, output io.Writer) (o options, err error) {
 	f.Float64Var(&o.speed, "speed", 1, "with -replay, how many `times` faster than it was recorded; 0: as fast as it goes")
 	f.DurationVar(&o.duration, "duration", 0, "end by itself after this `time`; 0: on Ctrl-C, or with the recording")
 	f.Uint64Var(&o.seed, "seed", 1, "of the simulated market: the same seed, the same flow")
-	f.Float64Var(&o.flaky, "flaky", 0, "`share` of the users, 0 to 1, whose connections keep breaking, about every 10 s for up to 3 s, and resume")
+	f.Float64Var(&o.flaky, "flaky", 0, "`share` of the users, 0 to 1, with a WebSocket that keeps breaking, about every 10 s for up to 3 s, and resumes")
 	f.StringVar(&o.durable, "durable", "", "keep what is published in this `folder`, on disk before it is delivered: killed and started again, its clients go on where they were")
 	f.StringVar(&o.addr, "addr", defaultAddr, "`address` of the page, /metrics and /debug/pprof; empty: none")
 	if err := f.Parse(args); err != nil {
@@ -157,9 +157,12 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 		fmt.Fprintf(stdout, "a simulated market, %s messages a second for %s users; Ctrl-C ends it\n", count(o.rate), count(o.users))
 		go d.run(func() time.Duration { return e.run(ctx, o.rate) })
 	}
-	f := newFlock(x, o.flaky, o.seed)
-	flocking, home := context.WithCancel(context.Background())
-	defer home()
+	f, err := newFlock(x, o.flaky, o.seed)
+	if err != nil {
+		return err
+	}
+	flocking, calm := context.WithCancel(context.Background())
+	defer calm()
 	go f.run(flocking) // waited for below
 	watch(ctx, x, d, web, newScreen(stdout))
 
@@ -174,12 +177,14 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 	defer cancel()
 	defer context.AfterFunc(drain, x.stop)()
 	<-d.done
-	home()
+	calm()
 	<-f.done
-	failed := errors.Join(f.err, x.drain(drain, hangUp))
+	failed := errors.Join(f.home(drain), x.drain(drain, hangUp), f.close(drain))
 
 	s := x.snapshot()
-	rows, mismatches := x.final(s, web != nil && web.guests.Load(), f.gone)
+	// What was written to a connection that broke is Taken, and was not seen.
+	others := web != nil && web.guests.Load() || o.flaky > 0
+	rows, mismatches := x.final(s, others, f.gone.Load())
 	fmt.Fprintln(stdout)
 	printTable(stdout, rows)
 	fmt.Fprintln(stdout)
@@ -240,7 +245,7 @@ func (o options) conclude(out io.Writer, x *exchange, d *driver, f *flock, s sna
 	fmt.Fprintf(out, "%s messages in %s pushes, %s MB of JSON; at worst %s behind schedule\n",
 		count(all), count(s.gateway.Batches), count(x.bytes()/1e6), duration(d.behind))
 	if others := s.delivered() - all; others > 0 {
-		fmt.Fprintf(out, "%s more to browsers\n", count(others))
+		fmt.Fprintf(out, "%s more to browsers, or to connections that broke\n", count(others))
 	}
 	var lost uint64
 	for p, r := range rows {
@@ -256,8 +261,9 @@ func (o options) conclude(out io.Writer, x *exchange, d *driver, f *flock, s sna
 		fmt.Fprintf(out, "%s were not accepted, because the exchange was closing\n", count(cut))
 	}
 	if o.flaky > 0 {
+		whole, gone := f.whole.Load(), f.gone.Load()
 		fmt.Fprintf(out, "%s flaky users came back %s times: %s whole, %s too late for the history\n",
-			count(len(f.members)), count(f.whole+f.gone), count(f.whole), count(f.gone))
+			count(len(f.birds)), count(whole+gone), count(whole), count(gone))
 	}
 	if slices.ContainsFunc(rows, func(r laneReport) bool { return !r.Held }) {
 		fmt.Fprintf(out, "a target was missed: %s\n", explain())
