@@ -226,6 +226,11 @@ func (f *follower) pass(ctx context.Context) (worked bool, err error) {
 		return false, errAgain
 	}
 	if e.id != f.epoch.id {
+		// Of a stream from which all has aged away nobody knows when its last block
+		// was stored, and who begins there has no place that a cursor can name.
+		if s.first > s.last && s.last > 0 && f.breakSilence(ctx, e, s.last) {
+			return false, errAgain
+		}
 		if err := f.adopt(ctx, e, s); err != nil {
 			return false, err
 		}
@@ -447,7 +452,7 @@ func (f *follower) read(ctx context.Context, p *puller, changed <-chan struct{})
 			looked = time.Now()
 		}
 		if now.After(stored.Add(f.pace.quiet)) {
-			f.breakSilence(ctx)
+			f.breakSilence(ctx, f.epoch, f.next-1)
 			stored = time.Now()
 		}
 	}
@@ -531,17 +536,20 @@ func (f *follower) take(ctx context.Context, m *nats.Msg, meta *nats.MsgMetadata
 }
 
 // breakSilence stores an empty block behind the last, unless another reader has done
-// so. That it fails is of no importance: there is another time.
-func (f *follower) breakSilence(ctx context.Context) {
+// so, and reports whether it has. That it fails is of no importance: there is another
+// time.
+func (f *follower) breakSilence(ctx context.Context, e epoch, last uint64) bool {
 	ctx, cancel := f.patience(ctx)
 	defer cancel()
 	slot := time.Now().UnixNano() / int64(f.pace.quiet)
-	id := "quiet-" + f.epoch.String() + "-" + f.name + "-" + strconv.FormatInt(slot, 10)
+	id := "quiet-" + e.String() + "-" + f.name + "-" + strconv.FormatInt(slot, 10)
 	// The Msg-Id makes one of those that come together, and the sequence one of all
 	// that come after the same block, whatever the clocks say.
-	if _, err := f.storeEmpty(ctx, id, jetstream.WithExpectLastSequence(f.next-1)); err == nil {
+	_, err := f.storeEmpty(ctx, id, jetstream.WithExpectLastSequence(last))
+	if err == nil {
 		f.counts.empty.Add(1)
 	}
+	return err == nil
 }
 
 // storeEmpty stores a block without entries and returns its sequence.
