@@ -20,6 +20,13 @@ func edge(t testing.TB, l *Log, id string, cfg EdgeConfig) *Edge {
 	t.Helper()
 	e, err := l.NewEdge(id, cfg)
 	require.NoError(t, err)
+	launch(t, e)
+	return e
+}
+
+// launch runs an Edge until the end of the test, and returns when it is warm.
+func launch(t testing.TB, e *Edge) {
+	t.Helper()
 	ended := make(chan error, 1)
 	go func() { ended <- e.Run(context.Background()) }() // ended by Shutdown, which the cleanup waits for
 	t.Cleanup(func() {
@@ -32,7 +39,6 @@ func edge(t testing.TB, l *Log, id string, cfg EdgeConfig) *Edge {
 	case <-patient(t).Done():
 		t.Fatal("the edge does not get warm")
 	}
-	return e
 }
 
 // conservedEdge checks the equations of an Edge that is at rest.

@@ -45,7 +45,8 @@ type EdgeStreamStats struct {
 	// Sent are entries that the Gateway was fed with, and Marks what told it that the
 	// log goes on.
 	Sent, Marks uint64
-	// Cut are entries that were not sent because the edge was stopped.
+	// Cut are entries that were not sent because the edge was stopped, or the log began
+	// anew, while the Gateway had no room.
 	Cut uint64
 	// Corrupt are messages of the stream that are no blocks.
 	Corrupt uint64

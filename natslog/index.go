@@ -89,14 +89,15 @@ func (x *index) reset(epoch uint64) {
 	x.warm.Store(false)
 	for p := range x.lanes {
 		x.lanes[p].at.Store(0)
-		x.begin(notification.Priority(p), 1)
+		x.begin(notification.Priority(p), 1, block{})
 	}
 	x.epoch.Store(epoch)
 }
 
 // begin forgets a lane, of which the next block has this sequence, and raises At
-// over all before it.
-func (x *index) begin(p notification.Priority, seq uint64) {
+// over all before it. Cursors at the end of the block before it are good if that is
+// the one that is given, which has neither entries nor archives here.
+func (x *index) begin(p notification.Priority, seq uint64, before block) {
 	l := &x.lanes[p]
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -105,12 +106,19 @@ func (x *index) begin(p notification.Priority, seq uint64) {
 	}
 	l.blocks, l.users = nil, make(map[string]uint64)
 	l.first, l.floor, l.before = seq, endOf(seq-1), 0
+	if before.seq != 0 && before.seq+1 == seq {
+		l.floor, l.before = before.end(), before.stored.UnixNano()
+	}
 	l.oldest.Store(math.MaxInt64)
-	l.at.Store(max(l.at.Load(), l.floor))
+	l.at.Store(max(l.at.Load(), endOf(seq-1)))
 }
 
 // endOf returns the highest number that an entry of a block may have.
 func endOf(seq uint64) uint64 { return number(seq, maxEntries-1) }
+
+// end returns the number of the block's last entry, or of the place of the first if
+// it has none.
+func (b *block) end() uint64 { return number(b.seq, max(b.count, 1)-1) }
 
 // add adds the next block of a lane, and then raises At over it. entries are those
 // of it that are for somebody.
@@ -160,7 +168,7 @@ func (x *index) evict() bool {
 		}
 	}
 	x.size.Add(-int64(len(b.data)))
-	l.floor, l.before = number(l.first, max(b.count, 1)-1), b.stored.UnixNano()
+	l.floor, l.before = b.end(), b.stored.UnixNano()
 	l.first++
 	*b = indexBlock{}
 	l.blocks = l.blocks[1:]

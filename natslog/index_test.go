@@ -238,7 +238,7 @@ func TestIndexRefuses(t *testing.T) {
 		b.data = slices.Clone(b.data)
 		b.data[archiveType] = 77
 		b.layouts = "77=" + fmt.Sprint(len(b.data)) // whose it is cannot be told: everybody's
-		m.index.begin(notification.P1, 1)
+		m.index.begin(notification.P1, 1, block{})
 		l := &m.part.lanes[1]
 		l.window = newWindow(10)
 		m.part.place(notification.P1, b)

@@ -2,6 +2,7 @@ package natslog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -42,7 +43,9 @@ type partition struct {
 type partitionLane struct {
 	follower *follower // immutable
 	window   *window
+	from     uint64   // the first block of the backlog: what comes before it is for the window alone
 	begun    bool     // the index knows where it begins
+	before   block    // the last that was read, or is corrupt, without what stands in it
 	placed   []placed // of a block; kept for the next one
 
 	// written by that goroutine, atomic
@@ -73,18 +76,39 @@ func newPartition(l *Log, number int, backlog int64, id string, config notificat
 	return t, nil
 }
 
-// read reads the streams until ctx ends, or the connection is closed for good.
-func (t *partition) read(ctx context.Context) {
+// read reads the streams until ctx ends, or the connection is closed for good, and
+// returns why.
+func (t *partition) read(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var all sync.WaitGroup
+	var errs [notification.NumPriorities]error
 	for i := range t.lanes {
-		all.Go(func() { _ = t.lanes[i].follower.run(ctx) }) // ends when ctx does; waited for below
+		all.Go(func() { // ends when ctx does; waited for below
+			defer cancel() // the others wait for it whenever an epoch begins
+			errs[i] = t.lanes[i].follower.run(ctx)
+		})
 	}
 	all.Wait()
+	for _, err := range errs {
+		if errors.Is(err, notification.ErrClosed) {
+			return err
+		}
+	}
+	return errs[0]
 }
 
 // begin halts a lane at the beginning of an epoch until all lanes have halted, so
 // that nothing of another one is read any more, and returns where it begins.
 func (t *partition) begin(ctx context.Context, p notification.Priority, epoch uint64, s streamState) (place, error) {
+	at, err := t.halt(ctx, p, epoch, s)
+	if err == nil {
+		t.lanes[p].from = at.next
+	}
+	return at, err
+}
+
+func (t *partition) halt(ctx context.Context, p notification.Priority, epoch uint64, s streamState) (place, error) {
 	now, changed := t.log.epochs.now()
 	t.mu.Lock()
 	t.arrived[p], t.states[p] = epoch, s
@@ -134,7 +158,7 @@ func (t *partition) restart(epoch uint64) {
 	t.index.reset(epoch)
 	for p := range t.lanes {
 		l := &t.lanes[p]
-		l.window, l.begun = newWindow(t.log.cfg.DedupSize), false
+		l.window, l.begun, l.before = newWindow(t.log.cfg.DedupSize), false, block{}
 	}
 	t.gateway.Gap()
 }
@@ -147,9 +171,11 @@ func (t *partition) places() (at [notification.NumPriorities]place) {
 	for _, s := range t.states {
 		bytes += s.bytes
 	}
-	share := min(1.25*float64(t.backlog)/float64(max(bytes, 1)), 1)
+	share := 1.25 * float64(t.backlog) / float64(max(bytes, 1))
 	for p, s := range t.states {
-		at[p] = place{next: s.last + 1 - uint64(share*float64(s.last+1-s.first)), warm: t.log.cfg.DedupSize}
+		if share < 1 { // else next is 0, the oldest that there is
+			at[p] = place{next: s.last + 1 - uint64(share*float64(s.last+1-s.first)), warm: t.log.cfg.DedupSize}
+		}
 	}
 	return at
 }
@@ -158,15 +184,25 @@ func (t *partition) places() (at [notification.NumPriorities]place) {
 func (t *partition) handle(ctx context.Context, p notification.Priority, e event) error {
 	switch l := &t.lanes[p]; e.kind {
 	case blockEvent:
-		if !l.begun {
-			t.index.begin(p, e.block.seq)
-			l.begun = true
+		if e.block.seq >= l.from {
+			if !l.begun {
+				t.index.begin(p, e.block.seq, l.before)
+				l.begun = true
+			}
+			if err := t.take(ctx, p, e.block); err != nil {
+				return err
+			}
+		} else {
+			t.warmUp(p, e.block)
 		}
-		return t.take(ctx, p, e.block)
+		l.before = block{seq: e.block.seq, stored: e.block.stored, count: e.block.count}
 	case corruptEvent:
 		l.counts.corrupt.Add(1)
 		t.log.cfg.Logger.Error("a message of the stream is no block", "stream", l.follower.name, "sequence", e.block.seq, "error", e.err)
-		t.goOn(p, e.block.seq+1)
+		l.before = block{seq: e.block.seq, stored: e.block.stored, count: maxEntries} // nobody knows how many
+		if e.block.seq >= l.from {
+			t.goOn(p, e.block.seq+1)
+		}
 	case gapEvent:
 		t.goOn(p, e.to+1)
 	case warmEvent:
@@ -181,7 +217,7 @@ func (t *partition) handle(ctx context.Context, p notification.Priority, e event
 // goOn says that a lane goes on with this sequence, and that what was before it is
 // gone.
 func (t *partition) goOn(p notification.Priority, seq uint64) {
-	t.index.begin(p, seq)
+	t.index.begin(p, seq, t.lanes[p].before)
 	t.lanes[p].begun = true
 	if t.feeding.Load() {
 		t.lanes[p].counts.gaps.Add(1)
@@ -202,8 +238,20 @@ func (t *partition) caughtUp() {
 	t.ready()
 }
 
+// warmUp takes a block that stands before the backlog. It only makes the window
+// complete: which of its own entries are repeats cannot be told.
+func (t *partition) warmUp(p notification.Priority, b block) {
+	l := &t.lanes[p]
+	t.place(p, b)
+	l.counts.blocks.Add(1)
+	l.counts.entries.Add(uint64(b.count))
+	l.counts.warming.Add(uint64(len(l.placed)))
+}
+
 // take takes the next block of a lane. It waits while the Gateway's inbox is full; if
-// ctx ends meanwhile, nothing more of the log is fed, and it returns ctx's error.
+// ctx ends meanwhile, nothing more of the log is fed, and it returns ctx's error. If
+// the log begins anew meanwhile, it does not wait any more, for a sink would hold up
+// all the others: the sessions are about to end, and do so at once.
 func (t *partition) take(ctx context.Context, p notification.Priority, b block) error {
 	l := &t.lanes[p]
 	t.place(p, b)
@@ -213,6 +261,12 @@ func (t *partition) take(ctx context.Context, p notification.Priority, b block) 
 	if !t.feeding.Load() {
 		l.counts.warming.Add(uint64(len(l.placed)))
 		return nil
+	}
+	now, over := t.log.epochs.now()
+	if now.id != 0 && now.id != t.index.Epoch() {
+		ended := make(chan struct{})
+		close(ended)
+		over = ended
 	}
 	// All that follows is behind At, which add has raised: who becomes known to the
 	// Gateway after it was asked finds it in the index.
@@ -225,26 +279,28 @@ func (t *partition) take(ctx context.Context, p notification.Priority, b block) 
 			l.counts.unknown.Add(1)
 			t.log.cfg.Logger.Error("an archive that cannot be read ends its user's sessions", "stream", l.follower.name, "number", e.number, "error", e.err)
 			t.gateway.GapUser(e.user)
-		case t.send(ctx, p, notification.NewMessageAt(e.archive.Notification(), e.number)):
+		case t.send(ctx, over, p, notification.NewMessageAt(e.archive.Notification(), e.number)):
 			l.counts.sent.Add(1)
 			last = e.number
 		default:
 			l.counts.cut.Add(uint64(len(l.placed) - i))
-			return ctx.Err()
+			return t.letGo(ctx)
 		}
 	}
 	// Of what was not sent the Gateway must learn, too, or the cursors of quiet users
 	// would grow old.
 	if b.count == 0 || last != number(b.seq, b.count-1) {
-		if !t.send(ctx, p, notification.NewMessageAt(nil, endOf(b.seq))) {
-			return ctx.Err()
+		if !t.send(ctx, over, p, notification.NewMessageAt(nil, endOf(b.seq))) {
+			return t.letGo(ctx)
 		}
 		l.counts.marks.Add(1)
 	}
 	return nil
 }
 
-func (t *partition) send(ctx context.Context, p notification.Priority, m *notification.Message) bool {
+// send sends a message to the Gateway. It reports false if there is no room, and
+// ctx ends or the epoch is over.
+func (t *partition) send(ctx context.Context, over <-chan struct{}, p notification.Priority, m *notification.Message) bool {
 	select {
 	case t.inbox[p] <- m:
 		return true
@@ -253,9 +309,19 @@ func (t *partition) send(ctx context.Context, p notification.Priority, m *notifi
 	select {
 	case t.inbox[p] <- m:
 		return true
+	case <-over:
+		return false
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// letGo says that the rest of a block is not sent.
+func (t *partition) letGo(ctx context.Context) error {
+	if ctx.Err() == nil {
+		t.gateway.Gap()
+	}
+	return ctx.Err()
 }
 
 // place sets placed to what a block has for somebody.

@@ -131,42 +131,47 @@ func TestPartitionHalts(t *testing.T) {
 		}
 		require.EqualValues(t, 8, f.index.Epoch())
 	})
-	t.Run("a lane that waits for room in the inbox is waited for; who was connected learns of the gap, and nobody gets anything of the epoch before", func(t *testing.T) {
+	t.Run("a lane that waits for room in the inbox lets go; who was connected learns of the gap, and nobody gets anything of the epoch before", func(t *testing.T) {
 		f := newFedPartition(t, notification.GatewayConfig{InboxCapacity: 2})
 		f.warm()
+		f.becomes(7)
 		alice := f.connect("alice", notification.Cursor{})
 		old := alice.Cursor()
+		var done [lanesOf]<-chan error
 		fed := make(chan struct{})
-		go func() { // ends when the Gateway reads; waited for below
+		go func() { // ends when the epoch does; waited for below
 			defer close(fed)
 			f.feed(t.Context(), P1, note("a", "alice", P1), note("b", "alice", P1), note("c", "alice", P1))
 		}()
 		require.Eventually(t, func() bool { return f.part.lanes[P1].counts.sent.Load() == 1 }, time.Minute, time.Millisecond)
 		f.becomes(8)
-		var done [lanesOf]<-chan error
 		for _, p := range []notification.Priority{P0, P2, P3} {
 			done[p] = f.halts(t.Context(), p, 8)
 			f.waits(p, 8)
 		}
-		f.run()
-		f.wants("alice", "a", "b", "c")
 		<-fed
-		require.NoError(t, alice.Err())
+		<-alice.Done()
+		require.ErrorIs(t, alice.Err(), notification.ErrGap)
+		require.EqualValues(t, 2, f.part.lanes[P1].counts.cut.Load())
+		bob := f.connect("bob", notification.Cursor{})
+		f.feed(t.Context(), P1, note("d", "bob", P1)) // which had arrived before the lane saw that the epoch is over
+		<-bob.Done()
+		require.ErrorIs(t, bob.Err(), notification.ErrGap)
 		done[P1] = f.halts(t.Context(), P1, 8)
 		for _, ch := range done {
 			require.NoError(t, <-ch)
 		}
-		<-alice.Done()
-		require.ErrorIs(t, alice.Err(), notification.ErrGap)
 		_, err := f.part.registerSession(notification.SessionConfig{ID: "x", UserID: "alice", After: old, Sink: notification.SinkFunc(nil)})
 		require.ErrorIs(t, err, notification.ErrTryAgain, "it is cold")
 		f.seq = numbers{}
 		f.warm()
+		f.run()
 		_, err = f.part.registerSession(notification.SessionConfig{ID: "x", UserID: "alice", After: old, Sink: notification.SinkFunc(nil)})
 		require.ErrorIs(t, err, notification.ErrCursorGone)
 		f.connect("alice", notification.Cursor{})
-		f.feed(t.Context(), P1, note("d", "alice", P1)) // whose number is that of a
-		f.wants("alice", "d")
+		f.feed(t.Context(), P1, note("e", "alice", P1)) // whose number is that of a
+		f.wants("alice", "e")
+		require.Empty(t, f.sink["bob"])
 	})
 	t.Run("what stands in a full inbox is discarded and counted, and does not hold up the next epoch", func(t *testing.T) {
 		f := newFedPartition(t, notification.GatewayConfig{InboxCapacity: 3})
