@@ -141,9 +141,10 @@ func (e *Edge) RegisterSession(cfg notification.SessionConfig) (*notification.Se
 }
 
 // Run reads the log and serves the sessions until Shutdown, and returns nil then, or
-// until ctx ends, and returns its cause. Either way every session ends with
-// ErrGatewayClosed: its client goes on at another edge. Outages of the servers are
-// waited for. A second Run returns ErrRunning, one after the end ErrClosed.
+// until ctx ends, and returns its cause, or until the Log is closed, and returns an
+// error that wraps ErrClosed. In each case every session ends with ErrGatewayClosed:
+// its client goes on at another edge. Outages of the servers are waited for. A second
+// Run returns ErrRunning, one after the end ErrClosed.
 func (e *Edge) Run(ctx context.Context) error {
 	if err := e.life.start(); err != nil {
 		return err
@@ -158,7 +159,11 @@ func (e *Edge) Run(ctx context.Context) error {
 	defer stopServing()
 	var readers, gateways sync.WaitGroup
 	for _, t := range e.partitions {
-		readers.Go(func() { t.read(reading) })             // ends when reading does; waited for below
+		readers.Go(func() { // ends when reading does; waited for below
+			if err := t.read(reading); reading.Err() == nil {
+				e.life.cut(err) // nothing more would come, and nobody would notice
+			}
+		})
 		gateways.Go(func() { _ = t.gateway.Run(serving) }) // ends with Gateway.Shutdown, or when serving ends; waited for below
 	}
 	select {

@@ -2,6 +2,7 @@ package natslog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -67,13 +68,21 @@ type listener struct {
 	cursor notification.Cursor
 	some   chan struct{}
 	s      *notification.Session
+	free   chan struct{} // not nil: Push returns when it is closed; set before connect
 }
 
 func newListener(t testing.TB, user string) *listener {
 	return &listener{t: t, user: user, some: make(chan struct{}, 1)}
 }
 
-func (c *listener) Push(_ context.Context, batch []*notification.Message) error {
+func (c *listener) Push(ctx context.Context, batch []*notification.Message) error {
+	if c.free != nil {
+		select {
+		case <-c.free:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, m := range batch {
@@ -107,6 +116,41 @@ func (c *listener) connect(e *Edge) error {
 func (c *listener) leave() {
 	_ = c.s.Close()
 	<-c.s.Done()
+}
+
+// resumes registers a session behind the cursor, as a client does that tries again
+// when it is told to.
+func (c *listener) resumes(e *Edge) {
+	c.t.Helper()
+	var err error
+	natstest.Eventually(c.t, c.user+" may come", func() bool {
+		err = c.connect(e)
+		return !errors.Is(err, notification.ErrTryAgain)
+	})
+	require.NoError(c.t, err)
+}
+
+// loses waits until the session ends with ErrGap.
+func (c *listener) loses() {
+	c.t.Helper()
+	select {
+	case <-c.s.Done():
+		require.ErrorIs(c.t, c.s.Err(), notification.ErrGap)
+	case <-patient(c.t).Done():
+		c.t.Fatalf("the session of %s does not end", c.user)
+	}
+}
+
+// gone checks that the cursor is no longer good at an edge, and makes it none.
+func (c *listener) gone(e *Edge) {
+	c.t.Helper()
+	var err error
+	natstest.Eventually(c.t, "an answer", func() bool {
+		err = c.connect(e)
+		return !errors.Is(err, notification.ErrTryAgain)
+	})
+	require.ErrorIs(c.t, err, notification.ErrCursorGone)
+	c.cursor = notification.Cursor{}
 }
 
 // want waits until so many have come and returns all.
