@@ -24,6 +24,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -44,6 +45,8 @@ type Config struct {
 	MaxPayload int    // bytes; default 8 MiB
 	MaxStore   int64  // bytes of all streams together; default 1 TiB: streams reserve what they never use
 	More       string // lines of a NATS configuration file, at its top level
+
+	NATS []nats.Option // how the tests get in, if More lets not everybody in
 }
 
 // A Server is a NATS server with JetStream that listens on 127.0.0.1, or on an
@@ -56,6 +59,7 @@ type Server struct {
 
 	t       testing.TB
 	args    []string
+	options []nats.Option // of its own connections
 	space   *space // nil: it lives in the test's own network
 	logFile string
 	cmd     *exec.Cmd
@@ -79,7 +83,7 @@ func newServer(t testing.TB, name, host string, port int, cfg Config, more strin
 	dir := t.TempDir()
 	s := &Server{
 		Name: name, URL: fmt.Sprintf("nats://%s:%d", host, port), Dir: filepath.Join(dir, "data"),
-		t: t, logFile: filepath.Join(dir, "log"),
+		t: t, logFile: filepath.Join(dir, "log"), options: cfg.NATS,
 	}
 	sync := "2m" // quoted: 2m is a number to this parser
 	if cfg.SyncAlways {
@@ -140,7 +144,7 @@ func (s *Server) ready() {
 			s.t.Fatalf("NATS server %s has ended by itself", s.Name)
 		default:
 		}
-		nc, err := nats.Connect(s.URL, nats.Timeout(Patience), nats.NoReconnect())
+		nc, err := nats.Connect(s.URL, append([]nats.Option{nats.Timeout(Patience), nats.NoReconnect()}, s.options...)...)
 		if err != nil {
 			return false
 		}
@@ -252,7 +256,7 @@ func (s *Server) SetBack(dir string) {
 // restarts of the server.
 func (s *Server) Connect(options ...nats.Option) *nats.Conn {
 	s.t.Helper()
-	return connect(s.t, s.URL, options)
+	return connect(s.t, s.URL, append(slices.Clone(s.options), options...))
 }
 
 func connect(t testing.TB, url string, options []nats.Option) *nats.Conn {
