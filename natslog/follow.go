@@ -128,6 +128,7 @@ type followerCounts struct {
 	epochs atomic.Uint64 // epochs begun after the first
 	lost   atomic.Uint64 // tails found lost by this follower
 	passes atomic.Uint64 // consumers made
+	silent atomic.Uint64 // times that a consumer missed its heartbeats
 	empty  atomic.Uint64 // empty blocks stored
 }
 
@@ -186,7 +187,7 @@ func (f *follower) run(ctx context.Context) error {
 			pause = firstPause
 		}
 		switch {
-		case worked || err == nil || errors.Is(err, errAgain):
+		case worked || err == nil || errors.Is(err, errAgain) || isClosed(f.back): // what was asked went with the connection
 		case f.failing.IsZero():
 			f.failing = time.Now()
 			f.log.cfg.Logger.Warn("reading has to wait", "stream", f.name, "error", err)
@@ -199,6 +200,15 @@ func (f *follower) run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 		pause = min(2*pause, lastPause)
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -443,6 +453,7 @@ func (f *follower) read(ctx context.Context, p *puller, changed <-chan struct{})
 		}
 		now := time.Now()
 		if now.After(silence) {
+			f.counts.silent.Add(1)
 			return worked, fmt.Errorf("%w: no heartbeat", errPull)
 		}
 		if now.After(looked.Add(f.pace.check)) {

@@ -231,6 +231,12 @@ func TestFollow(t *testing.T) {
 		name++
 		return open(t, Config{URL: url, Name: fmt.Sprintf("log%d", name), pace: hurry})
 	}
+	// listening returns one of which the followers look only when heartbeats are missing.
+	listening := func(t *testing.T, url string) *Log {
+		l := log(t, url)
+		l.cfg.pace.check = time.Hour
+		return l
+	}
 
 	t.Run("what is there and what comes is handed over in order, and said to be warm in between", func(t *testing.T) {
 		l := log(t, s.URL)
@@ -256,16 +262,15 @@ func TestFollow(t *testing.T) {
 		r.expect(list(run(1, 2), "warm", run(3, 5))...)
 	})
 	t.Run("it goes on after a server stood still", func(t *testing.T) {
-		l := log(t, s.URL)
+		l := listening(t, s.URL)
 		r := follow(t, l, nil)
 		r.expect("warm")
 		storeMany(t, nc, l, notification.P1, 1, 1)
-		passes := func() uint64 { return r.f.counts.passes.Load() }
-		before := passes()
+		r.expect(list("warm", run(1, 1))...)
+		before := r.f.counts.silent.Load()
 		s.Freeze()
-		<-time.After(3 * hurry.heartbeat) // the silence must last for so long
+		natstest.Eventually(t, "the heartbeats are missed", func() bool { return r.f.counts.silent.Load() > before })
 		s.Thaw()
-		natstest.Eventually(t, "the heartbeats are missed", func() bool { return passes() > before })
 		storeMany(t, nc, l, notification.P1, 2, 3)
 		r.expect(list("warm", run(1, 3))...)
 	})
@@ -283,12 +288,15 @@ func TestFollow(t *testing.T) {
 	})
 	t.Run("it goes on after a way that let nothing through", func(t *testing.T) {
 		way := natstest.NewProxy(t, s.URL)
-		l := log(t, way.URL)
+		l := listening(t, way.URL)
 		r := follow(t, l, nil)
 		r.expect("warm")
+		storeMany(t, nc, l, notification.P1, 1, 1)
+		r.expect(list("warm", run(1, 1))...)
+		before := r.f.counts.silent.Load()
 		way.Stall()
-		storeMany(t, nc, l, notification.P1, 1, 3)
-		<-time.After(3 * hurry.heartbeat)
+		storeMany(t, nc, l, notification.P1, 2, 3)
+		natstest.Eventually(t, "the heartbeats are missed", func() bool { return r.f.counts.silent.Load() > before })
 		way.Mend()
 		r.expect(list("warm", run(1, 3))...)
 	})

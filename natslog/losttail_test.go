@@ -113,6 +113,27 @@ func TestLostTailTwice(t *testing.T) {
 	}
 }
 
+// A leader that was deposed and does not know it yet says less than the next one.
+func TestStaleLeaderIsNotBelieved(t *testing.T) {
+	s := natstest.Start(t, natstest.Config{})
+	nc := s.Connect()
+	l := open(t, Config{URL: s.URL, pace: hurry})
+	storeMany(t, nc, l, notification.P1, 1, 5)
+	before := epochOf(t, l)
+	f := l.newFollower(notification.P1, 0)
+	f.epoch, _ = l.epochs.now()
+	f.known = known{seq: 5}
+	lost, err := f.lostTail(patient(t), streamState{first: 1, last: 3})
+	require.False(t, lost)
+	require.ErrorIs(t, err, errAgain)
+	require.Equal(t, before, epochOf(t, l))
+	f.known = known{seq: 100}
+	lost, err = f.lostTail(patient(t), streamState{first: 1, last: 6})
+	require.True(t, lost)
+	require.NoError(t, err)
+	require.NotEqual(t, before, epochOf(t, l))
+}
+
 func TestEpochChanges(t *testing.T) {
 	s := natstest.Start(t, natstest.Config{})
 	nc := s.Connect()
