@@ -30,6 +30,8 @@ func scratch(t *testing.T) release {
 	r.write(t, "examples/go.mod", "module example.org/x/examples\n\ngo 1.26.0\n\nrequire example.org/x/a v0.1.0\n")
 	r.write(t, "examples/more/go.mod", "module example.org/x/examples/more\n\ngo 1.26.0\n\nrequire example.org/x/a v0.1.0\n")
 	r.write(t, "a/internal/server/go.mod", "module example.org/x/a/internal/server\n\ngo 1.26.0\n")
+	r.write(t, "clients/go/go.mod", "module example.org/x/clients/go\n\ngo 1.26.0\n\nrequire example.org/x v0.1.0\n")
+	r.write(t, "clients/conformance/go.mod", "module example.org/x/clients/conformance\n\ngo 1.26.0\n\nrequire example.org/x/clients/go v0.1.0\n")
 	r.write(t, "CHANGELOG.md", "# Changelog\n\n## [Unreleased]\n\n### Fixed\n\n- It.\n\n## [0.1.0] - 2026-11-01\n\n- All.\n")
 	r.write(t, ".ci/run", "#!/bin/sh\necho green\n")
 	r.run(t, "init", "--quiet", "--initial-branch=main")
@@ -81,7 +83,7 @@ func TestRelease(t *testing.T) {
 	t.Run("that is committed, and each released module has an annotated tag there", func(t *testing.T) {
 		require.Empty(t, r.run(t, "status", "--porcelain"))
 		require.Equal(t, "Release v0.2.0\n", r.run(t, "log", "-1", "--format=%s"))
-		require.Equal(t, "a/b/v0.2.0 tag\na/v0.2.0 tag\nv0.2.0 tag\n",
+		require.Equal(t, "a/b/v0.2.0 tag\na/v0.2.0 tag\nclients/go/v0.2.0 tag\nv0.2.0 tag\n",
 			r.run(t, "tag", "--points-at=HEAD", "--format=%(refname:short) %(objecttype)"))
 	})
 	t.Run("nothing is pushed", func(t *testing.T) {
@@ -98,6 +100,7 @@ func TestRelease(t *testing.T) {
 		}
 		require.NotContains(t, refs, "examples")
 		require.NotContains(t, refs, "internal")
+		require.NotContains(t, refs, "conformance")
 	})
 	t.Run("a second time there is nothing to release", func(t *testing.T) {
 		before := r.state(t)
@@ -111,7 +114,7 @@ func TestReleaseDry(t *testing.T) {
 	before := r.state(t)
 	require.NoError(t, r.make(context.Background(), true))
 	require.Equal(t, before, r.state(t))
-	require.Contains(t, r.out.(*bytes.Buffer).String(), "git push --atomic origin main v0.2.0 a/v0.2.0 a/b/v0.2.0\n")
+	require.Contains(t, r.out.(*bytes.Buffer).String(), "git push --atomic origin main v0.2.0 a/v0.2.0 a/b/v0.2.0 clients/go/v0.2.0\n")
 }
 
 func TestReleaseRefused(t *testing.T) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -14,13 +15,15 @@ type client struct {
 	name string
 	dir  string // relative to the folder clients
 
-	// command starts the driver, in dir. It may build what it needs, below build,
-	// which is empty and lasts as long as the runner. An error that Is errAbsent
+	// command starts the driver, in dir. It may build what it needs, in build, which
+	// is empty and lasts as long as the runner. An error that Is errAbsent
 	// says what of its toolchain is not here.
 	command func(dir, build string) ([]string, error)
-	// module is the path in dir of the module that a page imports; with it the
-	// client runs in Chromium, and command only has to prepare it.
+	// module, in place of a command, is the path in dir of what a page in Chromium
+	// imports.
 	module string
+	// lacks is what its WebSocket has not, of what scenarios need.
+	lacks map[string]string
 	// fails: it is held to fail where the scenarios say so.
 	fails bool
 }
@@ -30,12 +33,19 @@ var errAbsent = errors.New("skipped")
 // allClients are those that there are. A folder that is not there is skipped.
 var allClients = []client{
 	{name: "typescript", dir: "typescript", command: typescript},
-	{name: "typescript in Chromium", dir: "typescript", command: typescript, module: "conformance/drive.mjs"},
+	{name: "typescript (undici)", dir: "typescript", command: typescriptNative, lacks: blind},
+	{name: "typescript (Chromium)", dir: "typescript", module: "conformance/drive.mjs", lacks: page},
 	{name: "go", dir: "go", command: goDriver},
 	{name: "python", dir: "python", command: python},
-	{name: "naive", dir: "conformance/naive", command: naive, fails: true},
-	{name: "naive in Chromium", dir: "conformance/naive", command: naive, module: "drive.mjs", fails: true},
+	{name: "naive", dir: "conformance/naive", command: naive, lacks: page, fails: true},
 }
+
+// The WebSocket of browsers tells nothing of a handshake that failed, and sends no
+// header but its own. That of Node is made after it, and sends headers.
+var (
+	blind = map[string]string{"status": "it does not see the HTTP status"}
+	page  = map[string]string{"status": blind["status"], "headers": "it can set no header"}
+)
 
 func naive(string, string) ([]string, error) {
 	node, err := program("node")
@@ -46,12 +56,50 @@ func naive(string, string) ([]string, error) {
 	return []string{node, "--experimental-websocket", "--no-warnings", "driver.mjs"}, nil
 }
 
-func typescript(dir, _ string) ([]string, error) {
+// typescript connects with the package ws. What there is of the client is built; ws
+// is all that is missing, if it is not there from working on the client.
+func typescript(dir, build string) ([]string, error) {
 	node, err := program("node")
 	if err != nil {
 		return nil, err
 	}
-	return []string{node, "--no-warnings", "conformance/driver.mjs"}, nil
+	if _, err := os.Stat(filepath.Join(dir, "node_modules", "ws")); err == nil {
+		return []string{node, filepath.Join(dir, "conformance/driver.mjs")}, nil
+	}
+	npm, err := program("npm")
+	if err != nil {
+		return nil, err
+	}
+	var wants struct {
+		DevDependencies map[string]string `json:"devDependencies"`
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "package.json"))
+	if err == nil {
+		err = json.Unmarshal(text, &wants)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, part := range []string{"dist", "conformance"} {
+		if err := os.CopyFS(filepath.Join(build, part), os.DirFS(filepath.Join(dir, part))); err != nil {
+			return nil, err
+		}
+	}
+	err = prepare(build, npm, "install", "--no-save", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline",
+		"ws@"+wants.DevDependencies["ws"])
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errAbsent, err)
+	}
+	return []string{node, filepath.Join(build, "conformance/driver.mjs")}, nil
+}
+
+// typescriptNative connects with the WebSocket of Node itself, which is another one.
+func typescriptNative(string, string) ([]string, error) {
+	node, err := program("node")
+	if err != nil {
+		return nil, err
+	}
+	return []string{node, "--experimental-websocket", "--no-warnings", "conformance/driver.mjs", "native"}, nil
 }
 
 func goDriver(dir, build string) ([]string, error) {
@@ -63,7 +111,7 @@ func goDriver(dir, build string) ([]string, error) {
 	return []string{path}, prepare(dir, goTool, "build", "-o", path, "./internal/driver")
 }
 
-func python(dir, _ string) ([]string, error) {
+func python(string, string) ([]string, error) {
 	for _, name := range []string{"/usr/bin/python3", "python3"} { // the first has Debian's packages
 		if exec.Command(name, "-c", "import websockets").Run() == nil {
 			return []string{name, "conformance/driver.py"}, nil
@@ -105,14 +153,17 @@ func (c client) ready(folder, build string) (*readyClient, error) {
 	if _, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("%w: there is no folder %s", errAbsent, c.dir)
 	}
-	command, err := c.command(dir, build)
+	r := &readyClient{client: c, dir: dir}
+	var err error
+	if c.module != "" {
+		r.browser, err = startBrowser(dir, c.module)
+		return r, err
+	}
+	build, err = os.MkdirTemp(build, "") // of its own
 	if err != nil {
 		return nil, err
 	}
-	r := &readyClient{client: c, dir: dir, command: command}
-	if c.module != "" {
-		r.browser, err = startBrowser(dir, c.module)
-	}
+	r.command, err = c.command(dir, build)
 	return r, err
 }
 

@@ -5,11 +5,13 @@ go 1.26.0
 require (
 	github.com/coder/websocket v1.8.15
 	github.com/qaexchange/notification v0.1.0
+	github.com/stretchr/testify v1.12.1
 )
 
 require (
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/puzpuzpuz/xsync/v3 v3.5.1 // indirect
+	go.yaml.in/yaml/v3 v3.0.5 // indirect
 )
 
 replace (

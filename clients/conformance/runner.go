@@ -47,13 +47,12 @@ func (o outcome) story() string {
 // connections have ended.
 func (s *server) play(ctx context.Context, sc *scenario, c *readyClient, patience time.Duration) outcome {
 	o := outcome{scenario: sc, client: c.name}
-	if c.browser != nil && sc.Programs != "" {
-		o.skipped = sc.Programs
+	if o.skipped = c.lacks[sc.Needs]; o.skipped != "" {
 		return o
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("more than %v", patience))
 	defer cancel()
-	r := s.begin(ctx, sc, c.browser != nil)
+	r := s.begin(ctx, sc, c.lacks["headers"] != "")
 	var sides sync.WaitGroup
 	for i, side := range sc.sides() {
 		sides.Go(func() { r.drive(i+1, side, c, s.url(r)) })

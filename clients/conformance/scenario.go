@@ -20,9 +20,9 @@ type scenario struct {
 	Name  string `json:"name"`
 	Holds string `json:"holds"` // what must hold, in a sentence
 
-	Each     []any  `json:"each"`     // the scenario once for each, which takes the place of "$"
-	Programs string `json:"programs"` // why it cannot be asked of a page, if so
-	Naive    string `json:"naive"`    // why the naive client fails it; empty: it passes
+	Each  []any  `json:"each"`  // the scenario once for each, which takes the place of "$"
+	Needs string `json:"needs"` // what not every WebSocket has: "status" or "headers"
+	Naive string `json:"naive"` // why the naive client fails it; empty: it passes
 
 	Connections []script `json:"connections"`
 	Fewer       bool     `json:"fewer"`  // it may end before all of the connections were made

@@ -33,7 +33,7 @@ type run struct {
 	// immutable
 	scenario *scenario
 	user     string
-	page     bool // the client is in a browser
+	page     bool // the client can set no header
 	byHand   bool // there is no driver that tells what happens
 	journal  *journal
 	ctx      context.Context // ends with the run, or with its first failure

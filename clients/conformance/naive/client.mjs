@@ -7,6 +7,7 @@ export class Client {
     this.cursor = options.cursor
     this.channels = options.channels
     this.delay = options.backoffBase
+    this.why = 'start'
     this.commands = 0
   }
 
@@ -17,7 +18,7 @@ export class Client {
     if (this.channels) url.searchParams.set('channels', this.channels)
     let ticket
     try {
-      ticket = (await this.options.credentials('start'))?.ticket
+      ticket = (await this.options.credentials(this.why))?.ticket
     } catch {
       return this.ended('credentials', 0)
     }
@@ -35,6 +36,7 @@ export class Client {
       this.socket.onclose = this.socket.onerror = null
       this.options.onState({ state: 'waiting', reason: code === 1006 ? 'network' : 'server', code, retry: this.delay })
       this.timer = setTimeout(() => this.connect(), this.delay)
+      this.why = code === 4401 ? 'refused' : 'start'
       this.delay = Math.min(this.delay * 2, this.options.backoffMax)
     }
   }

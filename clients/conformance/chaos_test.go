@@ -1,0 +1,5 @@
+package main
+
+const exchangeEnv = "CONFORMANCE_EXCHANGE"
+
+func exchange() int { return 0 }
