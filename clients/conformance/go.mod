@@ -5,6 +5,7 @@ go 1.26.0
 require (
 	github.com/coder/websocket v1.8.15
 	github.com/qaexchange/notification v0.1.0
+	github.com/qaexchange/notification/wsgateway v0.1.0
 	github.com/stretchr/testify v1.12.1
 )
 

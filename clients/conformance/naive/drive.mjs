@@ -25,7 +25,8 @@ export async function drive(read, tell) {
     async snapshot(reason) {
       tell({ event: 'snapshot', reason })
       if (o.snapshot_ms) await pause(o.snapshot_ms)
-      tell({ event: 'snapshot_done' })
+      const body = o.snapshot_url && (await (await fetch(o.snapshot_url)).json())
+      tell({ event: 'snapshot_done', body })
     },
     async onNotifications(batch) {
       for (const n of batch) {
