@@ -136,9 +136,13 @@ func (c *conn) upgrade() error {
 	if c.wire != nil {
 		return nil
 	}
+	return c.upgradeTo(batchProtocol)
+}
+
+func (c *conn) upgradeTo(protocols ...string) error {
 	u := &upgrader{ResponseWriter: c.w}
 	ws, err := websocket.Accept(u, c.request, &websocket.AcceptOptions{
-		Subprotocols:       []string{batchProtocol},
+		Subprotocols:       protocols,
 		InsecureSkipVerify: true, // the page is not from here
 		OnPongReceived: func(_ context.Context, p []byte) {
 			if string(p) == awaitedPing {

@@ -27,6 +27,8 @@ var ops = map[string]func(c *conn, arg json.RawMessage) error{
 	"cut_handshake":  cutHandshake,
 	"hold_handshake": holdHandshake,
 
+	"upgrade_without_protocol": func(c *conn, _ json.RawMessage) error { return c.upgradeTo() },
+
 	// What the server says.
 	"welcome": welcome,
 	"reset": func(c *conn, _ json.RawMessage) error {
