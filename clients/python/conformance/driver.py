@@ -20,7 +20,6 @@ from notification_client import (  # noqa: E402
     CommandError,
     Credentials,
     State,
-    StoppedError,
     Ticket,
     Token,
     UnknownPayload,
@@ -128,8 +127,8 @@ class Driver:
         obeying = asyncio.create_task(self.obey(lines))
         try:
             await self.client.run()
-        except (StoppedError, RuntimeError) as error:
-            print(error, file=sys.stderr)
+        except Exception as error:  # whatever stopped it: StoppedError, or what a callback raised
+            print(repr(error), file=sys.stderr)
         obeying.cancel()
         await asyncio.wait([obeying])
         tell("stopped", reason=self.stopped.reason, code=self.stopped.code, cursor=self.client.cursor)

@@ -36,6 +36,7 @@ class Program:
         if not iterates:
             callbacks["on_notifications"] = self.handle
         self.client = Client(url, **callbacks | options)
+        self.client._least_pause = 0.01
 
     async def _ask(self, why: str) -> Credentials | None:
         self.events.append(("credentials", why))
@@ -79,6 +80,17 @@ class Program:
     async def saw(self, *event: object) -> None:
         """Waits for an event, the last one or one before."""
         await until(lambda: event in self.events)
+
+    def waits(self) -> list[float]:
+        """A list of the seconds that it waits from now on."""
+        waits: list[float] = []
+
+        def see(state: State) -> None:
+            if state.name == "waiting":
+                waits.append(state.retry_in)
+
+        self.client._on_state = see
+        return waits
 
     def lost(self) -> bool:
         """Whether the client has noticed that its connection is lost."""
@@ -128,6 +140,7 @@ class Case(unittest.IsolatedAsyncioTestCase):
         sys.unraisablehook = lambda args: self._complaints.append((args.err_msg, args.exc_value))
         loop = asyncio.get_running_loop()
         self.assertTrue(loop.get_debug())
+        loop.slow_callback_duration = 60  # how fast this machine is now, is not tested
         loop.set_exception_handler(lambda _, context: self._complaints.append(context))
 
     def program(self, url: str, **options: Any) -> Program:

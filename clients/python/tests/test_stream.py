@@ -327,7 +327,7 @@ class Stream(Case):
             ("an opcode that there is not", 3, b""),
         ]
         for name, opcode, payload in wrong:
-            with self.subTest(name):
+            with self.subTest(name), self.assertLogs("notification_client", "DEBUG"):
                 async with Server() as server:
                     p = self.program(server.url, cursor="c0")
                     p.start()

@@ -63,7 +63,9 @@ class Client:
     """
 
     _random = staticmethod(random.random)
-    _stable = 60.0  # seconds that a connection has lived when the back-off begins anew
+    # Seconds; tests have other ones.
+    _stable = 60.0  # that a connection has lived when the back-off begins anew
+    _least_pause = 1.0  # between two questions for credentials that expire
 
     def __init__(
         self,
@@ -119,6 +121,7 @@ class Client:
         self._settled = asyncio.Event()  # no attempt is under way that has said the channels
         self._settled.set()
         self._refreshing: asyncio.Task[None] | None = None  # owned by _attempt
+        self._expires: float | None = None  # seconds that the server has told of last
         self._asked = 0.0  # when credentials were asked for
 
         self._handover: Handover | None = None  # of an iteration
@@ -242,6 +245,8 @@ class Client:
 
     async def _attempt(self) -> Loss:
         """Connects, goes on for as long as the connection does, and returns its end."""
+        if self._stopping:
+            raise _Closed
         self._tell(State("connecting"))
         given, self._given = self._given or (await self._ask_unless_stopped(),), None
         self._why = "start"
@@ -257,7 +262,8 @@ class Client:
             return lost.loss
         finally:
             self._settled.set()
-            self._stop_refreshing()
+            if self._connection is None:
+                self._stop_refreshing()
         welcomed = asyncio.get_running_loop().time()
         try:
             await self._serve(connection)
@@ -363,32 +369,39 @@ class Client:
 
     def _expiring(self, connection: Connection, left: float) -> None:
         """Is called when the server says for how long the credentials hold."""
-        if self._credentials is not None and self._refreshing is None:
-            self._refreshing = asyncio.create_task(self._refresh(connection, left))
+        if self._credentials is None:
+            return
+        self._expires = left
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._refresh(connection), name="notification_client refresh")
 
-    async def _refresh(self, connection: Connection, left: float) -> None:
+    async def _refresh(self, connection: Connection) -> None:
         """Gets new credentials, while the connection goes on with the old ones."""
-        # Credentials that live for less than a minute expire as soon as they are
-        # there: without a pause this would be all that the client does.
-        pause = max(1.0, min(left / 2, 5.0))
-        await asyncio.sleep(max(0.0, self._asked + pause - asyncio.get_running_loop().time()))
-        try:
-            given = await self._ask("expiring")
-        except _Failed as failed:
-            return connection.end(Loss("credentials", 0, Verdict.STOP, failed.error))
-        if isinstance(given, Token) and connection.welcome.refresh:
+        # The answer to authenticate may be followed at once by what makes the next
+        # one due, so this looks again before it ends.
+        while self._expires is not None:
+            # Credentials that live for less than a minute expire as soon as they
+            # are there: without a pause this would be all that the client does.
+            pause = max(self._least_pause, min(self._expires / 2, 5.0))
+            self._expires = None
+            await asyncio.sleep(max(0.0, self._asked + pause - asyncio.get_running_loop().time()))
+            try:
+                given = await self._ask("expiring")
+            except _Failed as failed:
+                return connection.end(Loss("credentials", 0, Verdict.STOP, failed.error))
+            if not isinstance(given, Token) or not connection.welcome.refresh:
+                self._given = (given,)
+                return connection.end(Loss("credentials", 0))
             answer = await connection.command("authenticate", token=given.value)
             if answer is not None and answer.code:  # the connection lives until they expire
                 _log.warning("the credentials are not extended: %s", answer.code)
-            self._refreshing = None
-        else:
-            self._given = (given,)
-            connection.end(Loss("credentials", 0))
+        self._refreshing = None
 
     def _stop_refreshing(self) -> None:
         if self._refreshing is not None:
             self._refreshing.cancel()
             self._refreshing = None
+        self._expires = None
 
     async def _change(self, action: str, channels: Collection[str]) -> None:
         if not channels:

@@ -42,28 +42,24 @@ class Ticket:
 
     value: str = field(repr=False)
 
-    def __post_init__(self) -> None:
-        _check(self.value)
-
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A bearer token: it goes into the Authorization header, never into a URL."""
+    """A bearer token: it goes into the Authorization header, never into a URL.
+
+    Raises ValueError if value is empty or not of printable ASCII.
+    """
 
     value: str = field(repr=False)
 
     def __post_init__(self) -> None:
-        _check(self.value)
+        # Anything else would end the header. The value is not quoted: errors are
+        # logged.
+        if not self.value or not self.value.isascii() or not self.value.isprintable():
+            raise ValueError("value: want printable ASCII, and not empty")
 
 
 Credentials: TypeAlias = Ticket | Token
-
-
-def _check(value: str) -> None:
-    # Anything else would end the header that it stands in. The value is not
-    # quoted: errors are logged.
-    if not value or not value.isascii() or not value.isprintable():
-        raise ValueError("value: want printable ASCII, and not empty")
 
 
 class StoppedError(Exception):

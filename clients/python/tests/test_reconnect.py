@@ -1,0 +1,396 @@
+"""When a client comes back, with what, and when it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+from notification_client import StoppedError, Ticket, Token
+from notification_client._connection import MAX_HELD
+from notification_client._protocol import Verdict, address, verdict, verdict_of_status
+
+from .case import Case
+from .scripted import Server, until
+
+
+class CloseCodes(Case):
+    async def test_ranges_decide(self) -> None:
+        for code in (1000, 1002, 1003, 1007, 1008, 1009, 4400, 4402, 4403, 4409, 4499):
+            self.assertEqual(verdict(code), Verdict.STOP, code)
+        for code in (0, 1001, 1005, 1006, 1010, 1011, 1012, 1013, 1014, 3000, 4000, 4001, 4099, 4200, 4399, 4500, 4999):
+            self.assertEqual(verdict(code), Verdict.RETRY, code)
+        for code in (4100, 4150, 4199):
+            self.assertEqual(verdict(code), Verdict.GAP, code)
+        self.assertEqual(verdict(4401), Verdict.REFUSED)
+
+    async def test_statuses_decide(self) -> None:
+        for status in (200, 302, 421, 500, 502, 503, 504):
+            self.assertEqual(verdict_of_status(status), Verdict.RETRY, status)
+        for status in (400, 403, 404, 410, 426, 429):
+            self.assertEqual(verdict_of_status(status), Verdict.STOP, status)
+        self.assertEqual(verdict_of_status(401), Verdict.REFUSED)
+
+    async def test_a_code_that_says_so_stops(self) -> None:
+        for code in (1000, 1008, 4403, 4409):
+            with self.subTest(code):
+                async with Server() as server:
+                    p = self.program(server.url)
+                    p.start()
+                    peer = await server.accept()
+                    peer.welcome()
+                    peer.batch("c1", "n1")
+                    peer.close(code, "because")
+                    with self.assertRaises(StoppedError) as caught:
+                        await p.ended()
+                self.assertEqual((caught.exception.reason, caught.exception.code), ("server", code))
+                self.assertIn(str(code), str(caught.exception))
+                self.assertIsNone(caught.exception.__context__)
+                self.assertEqual(p.ids, ["n1"])  # it came before the close
+                self.assertEqual((p.client.cursor, server.requests), ("c1", 1))
+
+    async def test_other_codes_reconnect_with_the_cursor(self) -> None:
+        for code in (1001, 1011, 1012, 1013, 3456, 4001, 4321):
+            with self.subTest(code):
+                async with Server() as server:
+                    p = self.program(server.url, cursor="c0")
+                    p.start()
+                    peer = await server.accept()
+                    peer.welcome("c0", resumed=True)
+                    peer.batch("c1")
+                    peer.close(code)
+                    self.assertEqual((await server.accept()).query["cursor"], "c1")
+                    await p.stop()
+                self.assertEqual(p.told("waiting"), [("waiting", "server", code)])
+
+    async def test_a_close_without_a_code_reconnects(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.start()
+            peer = await server.accept()
+            peer.welcome()
+            peer.send_frame(8, b"")
+            await server.accept()
+            await p.stop()
+        self.assertEqual(p.told("waiting"), [("waiting", "server", 1005)])
+
+    async def test_a_cut_in_the_middle_of_a_frame_reconnects(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.start()
+            peer = await server.accept()
+            peer.welcome()
+            peer.send_bytes(b'\x81\x7e\x10\x00{"cursor":"c1","notif')
+            await p.saw("cursor", "c0")
+            peer.cut()
+            self.assertEqual((await server.accept()).query["cursor"], "c0")
+            await p.stop()
+        self.assertEqual(p.told("waiting"), [("waiting", "network", 1006)])
+
+
+class Handshakes(Case):
+    async def test_refusals_that_pass_are_tried_again(self) -> None:
+        async with Server() as server:
+            server.refuses = [421, 503, 500, 302]
+            server.location = "ws://127.0.0.1:1/elsewhere"
+            p = self.program(server.url)
+            p.start()
+            for _ in range(4):
+                await server.accept()
+            (await server.accept()).welcome()
+            await p.saw("replaying")
+            await p.stop()
+        self.assertEqual(p.told("waiting"), [("waiting", "handshake", 0)] * 4)
+
+    async def test_refusals_that_do_not_pass_stop(self) -> None:
+        for status, code in ((400, 4400), (403, 4403), (404, 0), (410, 0)):
+            with self.subTest(status):
+                async with Server() as server:
+                    server.refuses = [status]
+                    p = self.program(server.url)
+                    p.start()
+                    with self.assertRaises(StoppedError) as caught:
+                        await p.ended()
+                self.assertEqual(p.events[-1], ("stopped", "handshake", code))
+                self.assertEqual(caught.exception.code, code)
+
+    async def test_nobody_there_is_tried_again(self) -> None:
+        with socket.socket() as unheard:
+            unheard.bind(("127.0.0.1", 0))  # and nobody listens
+            p = self.program("ws://127.0.0.1:%d" % unheard.getsockname()[1])
+            p.start()
+            await until(lambda: len(p.told("waiting")) > 2)
+            await p.stop()
+        self.assertEqual(set(p.told("waiting")), {("waiting", "network", 1006)})
+
+    async def test_a_server_of_another_protocol_is_tried_again(self) -> None:
+        async with Server() as server:
+            server.subprotocol = ""
+            p = self.program(server.url)
+            p.start()
+            await server.accept()
+            await server.accept()
+            await p.stop()
+        self.assertEqual(p.told("waiting")[0], ("waiting", "protocol", 0))
+
+    async def test_a_first_frame_that_is_no_welcome_is_tried_again(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.start()
+            (await server.accept()).live()
+            await server.accept()
+            await p.stop()
+        self.assertEqual(p.told("waiting", "replaying"), [("waiting", "protocol", 0)])
+
+
+class Credentials(Case):
+    async def test_a_ticket_goes_into_the_url_and_a_token_into_a_header(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.credentials = [Ticket("once&für all+/="), Token("secret"), None]
+            p.start()
+            peer = await server.accept()
+            self.assertEqual(peer.query, {"site": "1", "ticket": "once&für all+/="})
+            self.assertNotIn("authorization", peer.headers)
+            peer.cut()
+            peer = await server.accept()
+            self.assertEqual(peer.query, {"site": "1"})
+            self.assertEqual(peer.headers["authorization"], "Bearer secret")
+            peer.cut()
+            peer = await server.accept()
+            self.assertEqual(peer.query, {"site": "1"})
+            self.assertNotIn("authorization", peer.headers)
+            await p.stop()
+        self.assertEqual(p.told("credentials"), [("credentials", "start")] * 3)
+
+    async def test_refused_ones_are_replaced_once(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.start()
+            peer = await server.accept()
+            peer.welcome()
+            peer.batch("c1")
+            peer.close(4401)
+            peer = await server.accept()
+            self.assertEqual(peer.query["cursor"], "c1")
+            peer.welcome("c1", resumed=True)
+            peer.close(4401)  # a welcome was in between
+            peer = await server.accept()
+            peer.close(4401)
+            with self.assertRaises(StoppedError):
+                await p.ended()
+        self.assertEqual(
+            p.told("credentials", "waiting", "stopped"),
+            [
+                ("credentials", "start"),
+                ("waiting", "server", 4401),
+                ("credentials", "refused"),
+                ("waiting", "server", 4401),
+                ("credentials", "refused"),
+                ("stopped", "server", 4401),
+            ],
+        )
+
+    async def test_a_status_of_401_is_a_4401(self) -> None:
+        async with Server() as server:
+            server.refuses = [401, 503, 401]
+            p = self.program(server.url)
+            p.start()
+            with self.assertRaises(StoppedError):
+                await p.ended()
+        self.assertEqual(
+            p.told("credentials", "waiting", "stopped"),
+            [
+                ("credentials", "start"),
+                ("waiting", "handshake", 4401),
+                ("credentials", "refused"),
+                ("waiting", "handshake", 0),
+                ("credentials", "start"),
+                ("stopped", "handshake", 4401),
+            ],
+        )
+
+    async def test_a_callback_that_raises_stops(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.credentials = [TimeoutError("no answer")]
+            p.start()
+            with self.assertRaisesRegex(TimeoutError, "no answer") as caught:
+                await p.ended()
+            self.assertIsNone(caught.exception.__context__)
+        self.assertEqual(p.events[1:], [("credentials", "start"), ("stopped", "credentials", 0)])
+
+    async def test_a_callback_that_returns_something_else_stops(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.credentials = ["secret"]  # type: ignore[list-item]
+            p.start()
+            with self.assertRaisesRegex(TypeError, "want a Ticket") as caught:
+                await p.ended()
+        self.assertNotIn("secret", str(caught.exception))
+
+    async def test_expiring_ones_are_extended_with_a_token(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.start()
+            peer = await server.accept()
+            peer.welcome(refresh=True)
+            p.handling.shut()
+            peer.batch("c1", "n1")  # who is busy is extended too
+            p.credentials = [Token("new"), Token("newer")]
+            peer.send({"action": "expiring", "in_ms": 10})
+            self.assertEqual(await peer.said(), {"action": "authenticate", "id": 1, "token": "new"})
+            peer.send({"action": "ok", "id": 1, "channels": ["trade"], "expires_in_ms": 1})
+            p.handling.open()
+            with self.assertLogs("notification_client", "WARNING"):
+                peer.send({"action": "expiring", "in_ms": 10})
+                self.assertEqual(await peer.said(), {"action": "authenticate", "id": 2, "token": "newer"})
+                peer.send({"action": "error", "id": 2, "code": "unauthorized", "message": "no"})
+                peer.batch("c2", "n2")  # it lives on
+                await p.saw("notification", "n2")
+            self.assertIsNone(p.client.channels)
+            await p.stop()
+        self.assertEqual(p.told("credentials"), [("credentials", "start")] + [("credentials", "expiring")] * 2)
+        self.assertEqual(p.told("waiting"), [])
+
+    async def test_expiring_ones_are_replaced_by_a_reconnect_otherwise(self) -> None:
+        cases: list[tuple[bool, Ticket | Token | None]] = [(True, Ticket("new")), (False, Token("new")), (True, None)]
+        for refresh, given in cases:
+            with self.subTest(refresh=refresh, given=given):
+                async with Server() as server:
+                    p = self.program(server.url, cursor="c0")
+                    p.start()
+                    peer = await server.accept()
+                    peer.welcome("c0", resumed=True, refresh=refresh)
+                    p.credentials = [given]
+                    peer.batch("c1", "n1")
+                    peer.send({"action": "expiring", "in_ms": 10})
+                    self.assertEqual(await peer.said(), 1000)
+                    peer = await server.accept()
+                    self.assertEqual(peer.query["cursor"], "c1")
+                    self.assertEqual(peer.query.get("ticket"), "new" if isinstance(given, Ticket) else None)
+                    self.assertEqual(peer.headers.get("authorization"), "Bearer new" if isinstance(given, Token) else None)
+                    await p.stop()
+                self.assertEqual(
+                    p.told("credentials", "waiting"),
+                    [("credentials", "start"), ("credentials", "expiring"), ("waiting", "credentials", 0)],
+                )
+
+    async def test_a_callback_that_raises_for_expiring_ones_stops(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.start()
+            peer = await server.accept()
+            peer.welcome()
+            await p.saw("replaying")
+            p.credentials = [LookupError("signed out")]
+            peer.send({"action": "expiring", "in_ms": 10})
+            with self.assertRaisesRegex(LookupError, "signed out"):
+                await p.ended()
+            self.assertEqual(await peer.said(), 1000)
+        self.assertEqual(p.events[-1], ("stopped", "credentials", 0))
+
+    async def test_nothing_of_them_is_shown(self) -> None:
+        self.assertNotIn("secret", repr(Token("secret")) + repr(Ticket("secret")))
+        for value in ("", "a\r\nHost: b", "é"):
+            with self.assertRaises(ValueError) as caught:
+                Token(value)
+            self.assertNotIn(value or "quoted", str(caught.exception))
+        with self.assertLogs(level=logging.DEBUG) as logs:
+            async with Server() as server:
+                p = self.program(server.url)
+                p.credentials = [Ticket("secret"), Token("secret"), Token("secret")]
+                p.start()
+                (await server.accept()).cut()
+                peer = await server.accept()
+                peer.welcome(refresh=True)
+                peer.send({"action": "expiring", "in_ms": 10})
+                await peer.said()
+                await p.stop()
+        self.assertNotIn("secret", "".join(logs.output))
+
+
+class Times(Case):
+    async def test_waits_are_drawn_from_a_range_that_doubles_up_to_the_maximum(self) -> None:
+        async with Server() as server:
+            server.refuses = [503] * 6
+            p = self.program(server.url, backoff_base=0.001, backoff_max=0.005)
+            drawn = iter([1.0, 0.5, 1.0, 1.0, 0.25, 1.0])
+            p.client._random = lambda: next(drawn)
+            waits = p.waits()
+            p.start()
+            await until(lambda: len(waits) == 6)
+            await p.stop()
+        self.assertEqual(waits, [0.001, 0.001, 0.004, 0.005, 0.00125, 0.005])
+
+    async def test_a_welcome_does_not_begin_anew_but_a_long_life_does(self) -> None:
+        for stable, wait in ((1e9, 0.004), (0.0, 0.001)):
+            with self.subTest(stable=stable):
+                async with Server() as server:
+                    server.refuses = [503] * 2
+                    p = self.program(server.url, backoff_base=0.001)
+                    p.client._random = lambda: 1.0
+                    p.client._stable = stable
+                    waits = p.waits()
+                    p.start()
+                    for _ in range(2):
+                        await server.accept()
+                    peer = await server.accept()
+                    peer.welcome()
+                    peer.cut()
+                    await server.accept()
+                    await p.stop()
+                self.assertEqual(waits, [0.001, 0.002, wait])
+
+    async def test_silence_is_the_end_of_a_connection(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url, watchdog_factor=2)
+            p.start()
+            peer = await server.accept()
+            peer.welcome(heartbeat_ms=50)
+            peer.batch("c1", "n1")
+            peer.send_frame(9, b"")  # pings do not count
+            self.assertEqual(await peer.said(), 0)
+            self.assertEqual((await server.accept()).query["cursor"], "c1")
+            await p.stop()
+        self.assertEqual(p.told("waiting"), [("waiting", "watchdog", 0)])
+
+    async def test_heartbeats_keep_a_connection(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url, watchdog_factor=1000)
+            p.start()
+            peer = await server.accept()
+            peer.welcome(heartbeat_ms=50)
+            for i in range(100):
+                peer.send({"action": "heartbeat", "cursor": f"h{i}"})
+            await p.saw("cursor", "h99")
+            await p.stop()
+        self.assertEqual(p.told("waiting"), [])
+
+    async def test_a_handler_that_takes_long_is_no_silence(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url, watchdog_factor=2)
+            p.handling.shut()
+            p.start()
+            peer = await server.accept()
+            peer.welcome(heartbeat_ms=50)
+            for i in range(101):
+                peer.batch(f"c{i}", *(f"n{i}-{j}" for j in range(100)))  # over MAX_HELD, with the one in hand
+            peer.batch("last")
+            await until(lambda: p.client._connection is not None and p.client._connection._held > MAX_HELD)
+            await asyncio.sleep(0.5)  # many times of what would be silence
+            self.assertFalse(p.lost())
+            p.handling.open()
+            await p.saw("cursor", "last")
+            await p.stop()
+
+
+class Addresses(Case):
+    async def test_parameters_are_added_to_the_query(self) -> None:
+        for url, want in (
+            ("ws://h", "ws://h/?cursor=c%26d&channels=trade,risk&ticket=t"),
+            ("wss://h:1/p?a=b&a=c", "wss://h:1/p?a=b&a=c&cursor=c%26d&channels=trade,risk&ticket=t"),
+        ):
+            self.assertEqual(address(url, "c&d", ["trade", "risk"], "t"), want)
+        self.assertEqual(address("ws://h/p?x=%20", "", None, ""), "ws://h/p?x=%20")
+        self.assertEqual(address("ws://h/p", "", [], ""), "ws://h/p?channels=")
