@@ -45,6 +45,7 @@ class Gateway:
     def __init__(self, **flags: int) -> None:
         self._flags: dict[str, object] = {**flags}
         self._process: subprocess.Popen[bytes] | None = None
+        self._one_at_a_time = asyncio.Lock()
         self.address = "127.0.0.1:0"
 
     async def __aenter__(self) -> Gateway:
@@ -84,10 +85,11 @@ class Gateway:
         self._transport.close()
 
     async def do(self, *words: object) -> str:
-        assert self._process is not None and self._process.stdin is not None
-        self._process.stdin.write(" ".join(map(str, words)).encode() + b"\n")
-        self._process.stdin.flush()
-        return await self._answer()
+        async with self._one_at_a_time:
+            assert self._process is not None and self._process.stdin is not None
+            self._process.stdin.write(" ".join(map(str, words)).encode() + b"\n")
+            self._process.stdin.flush()
+            return await self._answer()
 
     async def _answer(self) -> str:
         line: bytes = await patiently(self._answers.readline())
