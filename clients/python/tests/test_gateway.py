@@ -2,100 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import shutil
-import subprocess
-import tempfile
 import unittest
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from notification_client import Batch, StoppedError, Ticket, Token
 from notification_client.notifications import RiskAlert, TradeExecuted
 
 from .case import Case, Program
-from .scripted import patiently, until
+from .gateway import MISSING, Gateway, available
+from .scripted import until
 
-PROGRAM = Path(__file__).parent.parent / "testdata" / "gateway"
-ROOT = PROGRAM.parent.parent.parent.parent
-
-_folder: tempfile.TemporaryDirectory[str] | None = None
-
-
-def setUpModule() -> None:
-    global _folder
-    go = shutil.which("go")
-    if go is None or not (ROOT / "wsgateway").exists():
-        raise unittest.SkipTest("skipped: the real server needs go and the rest of the repository")
-    _folder = tempfile.TemporaryDirectory()
-    unittest.addModuleCleanup(_folder.cleanup)
-    environment = os.environ | {"GOWORK": "off"}
-    built = subprocess.run(
-        [go, "build", "-o", _folder.name, "."], cwd=PROGRAM, env=environment, capture_output=True, text=True
-    )
-    if built.returncode != 0:
-        raise RuntimeError(built.stderr)
-
-
-class Gateway:
-    """A process of the server, on a port that stays the same."""
-
-    def __init__(self, **flags: int) -> None:
-        self._flags: dict[str, object] = {**flags}
-        self._process: subprocess.Popen[bytes] | None = None
-        self._one_at_a_time = asyncio.Lock()
-        self.address = "127.0.0.1:0"
-
-    async def __aenter__(self) -> Gateway:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._end(lambda process: None)
-
-    async def start(self) -> None:
-        assert _folder is not None
-        flags = [f"-{name}={value}" for name, value in ({"addr": self.address} | self._flags).items()]
-        self._process = subprocess.Popen(
-            [os.path.join(_folder.name, "gateway"), *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        self._answers = asyncio.StreamReader()
-        self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(self._answers), self._process.stdout
-        )
-        self.address = await self._answer()
-        self.url = f"ws://{self.address}/"
-
-    def kill(self) -> None:
-        self._end(lambda process: process.kill())
-
-    def shut_down(self) -> None:
-        """Returns when it has sent all clients away."""
-        self._end(lambda process: None)
-
-    def _end(self, how: Callable[[subprocess.Popen[bytes]], None]) -> None:
-        process, self._process = self._process, None
-        assert process is not None and process.stdin is not None
-        how(process)
-        process.stdin.close()
-        process.wait(60)
-        self._transport.close()
-
-    async def do(self, *words: object) -> str:
-        async with self._one_at_a_time:
-            assert self._process is not None and self._process.stdin is not None
-            self._process.stdin.write(" ".join(map(str, words)).encode() + b"\n")
-            self._process.stdin.flush()
-            return await self._answer()
-
-    async def _answer(self) -> str:
-        line: bytes = await patiently(self._answers.readline())
-        return line.decode().strip()
-
-
+@unittest.skipUnless(available(), MISSING)
 class RealServer(Case):
     def trader(self, gateway: Gateway, user: str = "alice", **options: Any) -> Program:
         p = self.program(gateway.url, **options)
