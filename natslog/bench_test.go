@@ -18,7 +18,7 @@ import (
 // The server is a process of its own, on the same machine, and writes to the disk
 // that holds os.TempDir. Commands and figures: SIZING.md.
 
-// sample is a notification of 193 bytes.
+// sample is a notification of some 200 bytes.
 func sample(i int, lane notification.Priority) *notification.Notification {
 	n := notification.New("user-"+strconv.Itoa(i%1000), notification.TradeExecuted{
 		TradeID: "t-1234567", OrderID: "o-7654321", ExchangeOrderID: "x-7654321", InstrumentID: "cu2512", Direction: "BUY", Offset: "OPEN",
@@ -80,14 +80,17 @@ func report(b *testing.B, took []time.Duration) {
 	b.ReportMetric(float64(len(took))/b.Elapsed().Seconds(), "msgs/s")
 }
 
-// BenchmarkPublish is publishing flat out: one goroutine, as much as the lane holds.
+// BenchmarkPublish is publishing flat out, with blocks of a size: one goroutine, as
+// much as the lane holds.
 func BenchmarkPublish(b *testing.B) {
+	archive, err := sample(100, notification.P1).MarshalBinary()
+	require.NoError(b, err)
 	for _, synced := range []bool{false, true} {
 		s := natstest.Start(b, natstest.Config{SyncAlways: synced})
-		for _, partitions := range []int{1, 4} {
-			b.Run(fmt.Sprintf("synced=%t/streams=%d", synced, partitions), func(b *testing.B) {
-				l := open(b, Config{URL: s.URL, Partitions: partitions, Name: "of-" + strconv.Itoa(partitions), MaxBytes: 64 << 20})
-				p := publisher(b, l, PublisherConfig{})
+		for _, v := range []struct{ entries, streams int }{{1024, 1}, {1024, 4}, {256, 1}, {256, 4}, {64, 1}, {16, 1}} {
+			b.Run(fmt.Sprintf("synced=%t/entries=%d/streams=%d", synced, v.entries, v.streams), func(b *testing.B) {
+				l := open(b, Config{URL: s.URL, Partitions: v.streams, Name: "of-" + strconv.Itoa(v.streams), MaxBytes: 64 << 20})
+				p := publisher(b, l, PublisherConfig{BlockBytes: v.entries * (len(archive) + 2)})
 				var acknowledged sync.WaitGroup
 				room := make(chan struct{}, 1)
 				done := func(err error) {

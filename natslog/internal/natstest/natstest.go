@@ -60,7 +60,7 @@ type Server struct {
 	t       testing.TB
 	args    []string
 	options []nats.Option // of its own connections
-	space   *space // nil: it lives in the test's own network
+	space   *space        // nil: it lives in the test's own network
 	logFile string
 	cmd     *exec.Cmd
 	stdin   io.Closer // the server ends with it
