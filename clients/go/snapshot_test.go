@@ -91,6 +91,27 @@ func TestSnapshot(t *testing.T) {
 			v.say(welcome("c0", true), live, batch("c2", "n2"))
 			require.Equal(t, []string{"waiting network 1006 250ms", "connecting", "replaying", "snapshot gap", "live", "got n2", "cursor c2"}, s.told())
 		},
+		"none is loaded for a connection that is lost already": func(t *testing.T, e *edge) {
+			release := make(chan struct{})
+			s, v := e.connected(Config{OnNotifications: func(context.Context, Batch) error {
+				<-release
+				return nil
+			}})
+			v.say(batch("c1", "n1"), `{"cursor":"c2","notifications":[],"dropped":1}`, batch("c3", "n3"))
+			v.close(1001)
+			s.told()
+			close(release)
+			v = e.next()
+			require.Equal(t, "c1", v.query.Get("cursor"))
+			v.say(welcome("c1", true), batch("c3", "n3"))
+			require.Equal(t, []string{"cursor c1", "waiting server 1001 250ms", "connecting", "replaying", "snapshot gap", "got n3", "cursor c3"}, s.told())
+		},
+		"a gap is the reason for one, though there was no welcome before it": func(t *testing.T, e *edge) {
+			s := e.run(Config{Cursor: "c7"})
+			e.next().close(4100)
+			e.next().say(welcome("d0", false))
+			require.Equal(t, []string{"connecting", "cursor ", "waiting server 4100 250ms", "connecting", "replaying", "snapshot gap", "cursor d0"}, s.told())
+		},
 		"10,000 notifications are held meanwhile": func(t *testing.T, e *edge) {
 			release := make(chan struct{})
 			s := e.run(Config{Snapshot: func(context.Context, SnapshotReason) error {

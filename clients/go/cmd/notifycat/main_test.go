@@ -524,6 +524,13 @@ func TestArchive(t *testing.T) {
 		status, _, told := decode([]byte("this is text, and no archive at all"))
 		require.Equal(t, 1, status)
 		require.Contains(t, told, "at byte 0: ")
+		for _, size := range []byte{0, 25} { // would not get on
+			small := bytes.Clone(one)
+			copy(small[4:], []byte{size, 0, 0, 0})
+			status, _, told = decode(small)
+			require.Equal(t, 1, status)
+			require.Contains(t, told, "at byte 0: ")
+		}
 		huge := bytes.Clone(one)
 		huge[7] = 0x7f
 		status, _, told = decode(huge)
