@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -72,6 +73,7 @@ type options struct {
 	verbose            bool
 	atOnce             int
 	folder             string
+	patience           time.Duration
 }
 
 func parseFlags() options {
@@ -84,6 +86,7 @@ func parseFlags() options {
 	flag.BoolVar(&o.verbose, "v", false, "tell the story of each failure")
 	flag.IntVar(&o.atOnce, "parallel", 8*runtime.NumCPU(), "how many `runs` at a time")
 	flag.StringVar(&o.folder, "folder", "", "the `folder` of the clients, if they are not beside this one")
+	flag.DurationVar(&o.patience, "patience", patience, "how long a run may take")
 	flag.Parse()
 	return o
 }
@@ -126,7 +129,7 @@ func (o options) run(ctx context.Context, out io.Writer) error {
 	}
 	t := newTable(all, clients)
 	bad := 0
-	s.playAll(ctx, jobs, o.atOnce, func(c *readyClient, outcome outcome) {
+	s.playAll(ctx, jobs, o.atOnce, o.patience, func(c *readyClient, outcome outcome) {
 		t.put(outcome)
 		if err := c.verdict(outcome); err != nil {
 			bad++

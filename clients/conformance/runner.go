@@ -138,14 +138,14 @@ type job struct {
 
 // playAll plays all jobs, some at a time, and hands each outcome over as it comes,
 // one at a time.
-func (s *server) playAll(ctx context.Context, jobs []job, atOnce int, done func(*readyClient, outcome)) {
+func (s *server) playAll(ctx context.Context, jobs []job, atOnce int, patience time.Duration, done func(*readyClient, outcome)) {
 	work := make(chan job)
 	var mu sync.Mutex
 	var workers sync.WaitGroup
 	for range atOnce {
 		workers.Go(func() {
 			for j := range work {
-				o := s.play(ctx, j.scenario, j.client, j.client.patience(j.scenario))
+				o := s.play(ctx, j.scenario, j.client, j.client.patience(j.scenario, patience))
 				mu.Lock()
 				done(j.client, o)
 				mu.Unlock()
@@ -160,9 +160,9 @@ func (s *server) playAll(ctx context.Context, jobs []job, atOnce int, done func(
 }
 
 // patience is shorter where the naive client is expected to hang.
-func (c *readyClient) patience(sc *scenario) time.Duration {
+func (c *readyClient) patience(sc *scenario, patience time.Duration) time.Duration {
 	if c.fails && sc.Naive != "" {
-		return 8 * time.Second
+		return min(patience, 8*time.Second)
 	}
 	return patience
 }

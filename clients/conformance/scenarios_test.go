@@ -35,7 +35,7 @@ func TestScenarios(t *testing.T) {
 			for _, sc := range all {
 				t.Run(sc.Name, func(t *testing.T) {
 					t.Parallel()
-					o := s.play(context.Background(), sc, c, c.patience(sc))
+					o := s.play(context.Background(), sc, c, c.patience(sc, patience))
 					if o.skipped != "" {
 						t.Skip(o.skipped)
 					}
