@@ -81,7 +81,7 @@ func startBrowser(dir, module string) (*browser, error) {
 	case b.control = <-controls:
 	case <-time.After(2 * time.Minute):
 		b.close()
-		return nil, errors.New("Chromium does not show the page")
+		return nil, errors.New("the page does not come up in Chromium")
 	}
 	b.running.Go(b.listen) // ends with the page, or close
 	return b, nil

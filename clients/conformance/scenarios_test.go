@@ -32,6 +32,9 @@ func TestScenarios(t *testing.T) {
 	t.Cleanup(s.close)
 	for _, c := range prepared(t) {
 		t.Run(c.name, func(t *testing.T) {
+			if testing.Short() && c.name != "go" {
+				t.Skip("with -short only the client in Go is asked")
+			}
 			for _, sc := range all {
 				t.Run(sc.Name, func(t *testing.T) {
 					t.Parallel()
