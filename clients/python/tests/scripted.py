@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import struct
 from collections.abc import Callable
 from http import HTTPStatus
+from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
@@ -116,7 +118,14 @@ class Peer:
         self.send_frame(8, struct.pack("!H", code) + reason.encode())
 
     def cut(self) -> None:
-        self._writer.transport.abort()
+        with contextlib.suppress(AttributeError):  # of early versions of 3.11, if it is closed
+            self._writer.transport.abort()
+
+    def stall(self) -> None:
+        """Reads no more."""
+        transport = self._writer.transport
+        assert isinstance(transport, asyncio.ReadTransport)
+        transport.pause_reading()
 
     async def said(self) -> Any:
         """What the client says next: a command, or the code that it closes with, 0
@@ -140,7 +149,8 @@ def notice(message_id: str, **members: object) -> dict[str, object]:
 class Server:
     """Accepts on a port of its own. What refuses says is for the next requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, ssl: SSLContext | None = None) -> None:
+        self._ssl = ssl
         self.refuses: list[int] = []  # statuses
         self.subprotocol = "notification.batch.v1"
         self.location = ""  # of a redirect
@@ -150,9 +160,9 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._ssl)
         self.address: str = "%s:%d" % self._server.sockets[0].getsockname()
-        self.url = f"ws://{self.address}/notifications?site=1"
+        self.url = f"{'wss' if self._ssl else 'ws'}://{self.address}/notifications?site=1"
         return self
 
     async def __aexit__(

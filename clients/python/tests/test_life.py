@@ -7,8 +7,9 @@ import contextlib
 import os
 import signal
 from typing import Any
+from unittest.mock import patch
 
-from notification_client import Batch, Client, CommandError, State, StoppedError
+from notification_client import Batch, Client, CommandError, State, StoppedError, _connection
 
 from .case import Case, Program
 from .scripted import Peer, Server, patiently, until
@@ -83,6 +84,20 @@ class Ends(Case):
             self.assertEqual(await peer.said(), 1000)
         self.assertEqual(p.ids, [])
 
+    async def test_stop_during_the_snapshot_of_a_batch_leaves_the_cursor_before_it(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url, cursor="c0")
+            p.loading.shut()
+            p.start()
+            peer = await server.accept()
+            peer.welcome("c0", resumed=True)
+            peer.batch("c1", "n1", dropped=2)
+            await p.saw("snapshot", "gap")
+            p.client.stop()
+            p.loading.open()
+            await p.ended()
+        self.assertEqual((p.ids, p.client.cursor), ([], "c0"))
+
     async def test_stop_does_not_wait_for_a_connection(self) -> None:
         async with Server() as server:
             p = self.program(server.url)
@@ -129,6 +144,27 @@ class Ends(Case):
             os.kill(os.getpid(), signal.SIGUSR1)
             await p.ended()
             asyncio.get_running_loop().remove_signal_handler(signal.SIGUSR1)
+
+    async def test_a_server_that_does_not_answer_a_close_is_left(self) -> None:
+        for cancelled, patience in ((False, 0.01), (True, 1e6)):
+            with self.subTest(cancelled=cancelled), patch.object(_connection, "CLOSE_TIMEOUT", patience):
+                async with Server() as server:
+                    p = self.program(server.url)
+                    p.start()
+                    peer = await server.accept()
+                    peer.welcome()
+                    await p.saw("replaying")
+                    peer.stall()
+                    p.client.stop()
+                    if cancelled:
+                        await until(p.lost)
+                        assert p.task is not None
+                        p.task.cancel()
+                        with self.assertRaises(asyncio.CancelledError):
+                            await p.ended()
+                    else:
+                        await p.ended()
+                self.assertEqual(p.events[-1], ("stopped", "closed", 1000))
 
     async def test_cancelling_run_leaves_nothing(self) -> None:
         async def connecting(p: Program, peer: Peer) -> None: ...

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import socket
+import ssl
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
 
 from notification_client import StoppedError, Ticket, Token
 from notification_client._connection import MAX_HELD
@@ -141,6 +147,44 @@ class Handshakes(Case):
             await server.accept()
             await p.stop()
         self.assertEqual(p.told("waiting", "replaying"), [("waiting", "protocol", 0)])
+
+
+@unittest.skipIf(shutil.which("openssl") is None, "skipped: there is no openssl here, to make a certificate")
+class Tls(Case):
+    async def asyncSetUp(self) -> None:
+        await super().asyncSetUp()
+        with tempfile.TemporaryDirectory() as folder:
+            cert, key = Path(folder, "cert"), Path(folder, "key")
+            make = "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+            subprocess.run([*make.split(), "-out", cert, "-keyout", key], check=True, capture_output=True)
+            self.theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self.theirs.load_cert_chain(cert, key)
+            self.ours = ssl.create_default_context(cafile=cert)
+
+    async def test_a_certificate_is_checked(self) -> None:
+        async with Server(self.theirs) as server:
+            p = self.program(server.url, backoff_base=1e6, backoff_max=1e6)  # which does not know it
+            p.start()
+            await p.saw("waiting", "network", 1006)
+            await p.stop()
+
+    async def test_every_end_leaves_nothing(self) -> None:
+        async with Server(self.theirs) as server:
+            p = self.program(server.url, ssl=self.ours, watchdog_factor=2)
+            p.start()
+            for number, end in enumerate(("cut", "closed", "wrong", "silent", "stopped")):
+                peer = await server.accept()
+                peer.welcome(heartbeat_ms=50 if end == "silent" else 1_000_000)
+                await until(lambda: len(p.told("replaying")) == number + 1)
+                match end:
+                    case "cut":
+                        peer.cut()
+                    case "closed":
+                        peer.close(1012)
+                    case "wrong":
+                        peer.send_frame(3, b"")
+            await p.stop()
+        self.assertEqual([event[1] for event in p.told("waiting")], ["network", "server", "protocol", "watchdog"])
 
 
 class Credentials(Case):

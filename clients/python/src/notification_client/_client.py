@@ -299,7 +299,9 @@ class Client:
                 case Batch():
                     if frame.dropped:
                         await self._load(connection, "gap")
-                    if frame.notifications and not self._stopping:
+                    if self._stopping:
+                        raise _Closed  # with the cursor before this batch
+                    if frame.notifications:
                         assert self._deliver is not None
                         await self._call("handler", self._deliver, frame)
                     await self._move(frame.cursor)

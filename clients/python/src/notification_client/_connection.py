@@ -179,21 +179,29 @@ class Connection:
         """Closes it with a handshake, if somebody is there for one, and returns when
         nothing of it is left."""
         self.end(Loss("closed", 1000))
+        if self.loss is None or self.loss.reason not in ("closed", "credentials"):
+            return await self.abort()
+        # In a task of its own, because in some versions of the library close takes
+        # a cancellation for an answer, and waits on.
+        closing = asyncio.create_task(self._ws.close(), name="notification_client close")
         try:
-            if self.loss is not None and self.loss.reason in ("closed", "credentials"):
-                async with asyncio.timeout(CLOSE_TIMEOUT):
-                    await self._ws.close()
-        except TimeoutError:
-            pass
+            await asyncio.wait([closing], timeout=CLOSE_TIMEOUT)
         finally:
             await self.abort()
+            await asyncio.gather(closing, return_exceptions=True)
 
     async def abort(self) -> None:
         """Cuts it, and returns when nothing of it is left."""
         self.end(Loss("closed", 1000))
-        self._ws.transport.abort()
+        self._cut()
         await asyncio.wait([self._reader])
         await self._ws.wait_closed()
+
+    def _cut(self) -> None:
+        # Early versions of 3.11 cannot abort a transport of TLS that was closed
+        # twice, which the library may have done.
+        with contextlib.suppress(AttributeError):
+            self._ws.transport.abort()
 
     async def _read(self) -> None:
         """Reads until the end. It owns the frames' arrival; abort waits for it."""
@@ -207,7 +215,7 @@ class Connection:
             _log.warning("the server's frame is wrong: %s", error)
             self._end(Loss("protocol", 0))
         # Whatever the program is doing, the server need not wait for it.
-        self._ws.transport.abort()
+        self._cut()
 
     async def _read_until_wrong(self) -> Loss:
         while True:
