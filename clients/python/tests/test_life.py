@@ -362,6 +362,25 @@ class Iterations(Case):
                     self.assertTrue(task.cancelled())
                     self.assertEqual(p.client.cursor, "c0")
 
+    async def test_cancelling_a_block_cancels_the_handler(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.handling.shut()
+
+            async def use() -> None:
+                async with p.client:
+                    await asyncio.Event().wait()
+
+            task = asyncio.create_task(use())
+            peer = await server.accept()
+            peer.welcome()
+            peer.batch("c1", "n1")
+            await until(lambda: p.handling.entries == 1)
+            task.cancel()
+            await patiently(asyncio.wait([task]))
+            self.assertTrue(task.cancelled())
+            self.assertEqual(p.client.cursor, "c0")
+
     async def test_a_timeout_while_waiting_for_the_next_batch_loses_none(self) -> None:
         async with Server() as server:
             p = self.program(server.url, iterates=True)
