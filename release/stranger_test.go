@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -97,7 +98,7 @@ func TestDocumentation(t *testing.T) {
 		}
 		page, err := os.ReadFile(here.join(name))
 		require.NoError(t, err)
-		for _, line := range regexp.MustCompile(`(?m)^\s*go get (.+)$`).FindAllSubmatch(page, -1) {
+		for _, line := range regexp.MustCompile(`(?m)^\s*go get ([^#\n]+)`).FindAllSubmatch(page, -1) {
 			told[name] = append(told[name], strings.Fields(string(line[1]))...)
 		}
 	}
@@ -162,13 +163,33 @@ func TestStranger(t *testing.T) {
 				require.NoError(t, err)
 			}
 			run("go", "mod", "init", "stranger.example/program")
-			run("go", "get", m.path()+"@"+version)
+			run("go", append([]string{"get"}, imported(t, filepath.Join(dir, "main.go"), version, ms)...)...)
 			run("go", "vet", ".")
 			run("go", "build", "-o", "program", ".")
 			run("./program")
 			requireBuiltWith(t, filepath.Join(dir, "program"), m, version, ms)
 		})
 	}
+}
+
+// imported returns the modules of ms that a program imports, as go get takes them.
+func imported(t *testing.T, program, version string, ms []module) (queries []string) {
+	file, err := parser.ParseFile(token.NewFileSet(), program, nil, parser.ImportsOnly)
+	require.NoError(t, err)
+	for _, i := range file.Imports {
+		name, err := strconv.Unquote(i.Path.Value)
+		require.NoError(t, err)
+		provider := "" // the longest, for modules are in folders of others
+		for _, m := range ms {
+			if strings.HasPrefix(name+"/", m.path()+"/") && len(m.path()) > len(provider) {
+				provider = m.path()
+			}
+		}
+		if query := provider + "@" + version; provider != "" && !slices.Contains(queries, query) {
+			queries = append(queries, query)
+		}
+	}
+	return queries
 }
 
 // environment is that of somebody who has the go command and the proxy, and
@@ -185,7 +206,8 @@ func environment(t *testing.T, proxy string) []string {
 	file := func(dir string) string { return "file://" + filepath.ToSlash(dir) }
 	return append(os.Environ(),
 		"GOWORK=off",
-		"GOFLAGS=-modcacherw", // it can be deleted
+		// It can be deleted, and what was compiled with another is found again.
+		"GOFLAGS=-modcacherw -trimpath",
 		"GOMODCACHE="+t.TempDir(),
 		"GOPROXY="+file(proxy)+","+file(filepath.Join(ask("GOMODCACHE"), "cache", "download"))+","+ask("GOPROXY"),
 		"GOSUMDB=off",
