@@ -32,6 +32,7 @@ func scratch(t *testing.T) release {
 	r.write(t, "a/internal/server/go.mod", "module example.org/x/a/internal/server\n\ngo 1.26.0\n")
 	r.write(t, "clients/go/go.mod", "module example.org/x/clients/go\n\ngo 1.26.0\n\nrequire example.org/x v0.1.0\n")
 	r.write(t, "clients/conformance/go.mod", "module example.org/x/clients/conformance\n\ngo 1.26.0\n\nrequire example.org/x/clients/go v0.1.0\n")
+	r.write(t, "a/testdata/server/go.mod", "module example.org/x/a/testdata/server\n\ngo 1.26.0\n\nrequire example.org/x v0.1.0\n")
 	r.write(t, "CHANGELOG.md", "# Changelog\n\n## [Unreleased]\n\n### Fixed\n\n- It.\n\n## [0.1.0] - 2026-11-01\n\n- All.\n")
 	r.write(t, ".ci/run", "#!/bin/sh\necho green\n")
 	r.run(t, "init", "--quiet", "--initial-branch=main")
@@ -76,6 +77,7 @@ func TestRelease(t *testing.T) {
 		require.Equal(t, "module example.org/x/a\n\ngo 1.26.0\n\nrequire example.org/x v0.2.0\n\nreplace example.org/x => ../\n", r.read(t, "a/go.mod"))
 		require.Equal(t, "module example.org/x/a/b\n\ngo 1.26.0\n\nrequire (\n\texample.org/x v0.2.0\n\texample.org/x/a v0.2.0\n\texample.org/y v0.1.0\n)\n", r.read(t, "a/b/go.mod"))
 		require.Contains(t, r.read(t, "examples/go.mod"), "example.org/x/a v0.2.0")
+		require.Contains(t, r.read(t, "a/testdata/server/go.mod"), "example.org/x v0.2.0")
 	})
 	t.Run("what was unreleased is the section of the version", func(t *testing.T) {
 		require.Equal(t, "# Changelog\n\n## [Unreleased]\n\n## [0.2.0] - 2026-11-30\n\n### Fixed\n\n- It.\n\n## [0.1.0] - 2026-11-01\n\n- All.\n", r.read(t, "CHANGELOG.md"))
@@ -101,6 +103,7 @@ func TestRelease(t *testing.T) {
 		require.NotContains(t, refs, "examples")
 		require.NotContains(t, refs, "internal")
 		require.NotContains(t, refs, "conformance")
+		require.NotContains(t, refs, "testdata")
 	})
 	t.Run("a second time there is nothing to release", func(t *testing.T) {
 		before := r.state(t)

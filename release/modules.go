@@ -13,7 +13,8 @@ import (
 
 // unreleased are the folders of the modules that serve this repository alone, they
 // and those below them. So does a module below a folder internal, which nobody
-// else may import. Every other module is released: a new one needs no line here.
+// and those below them. Every other module is released: a new one needs no line
+// here.
 var unreleased = []string{"benchmarks", "clients/conformance", "clients/go/cmd", "examples", "modeltest", "release", "schema"}
 
 // A module is one go.mod of a checkout.
@@ -26,7 +27,8 @@ func (m module) path() string  { return m.file.Module.Mod.Path }
 func (m module) goMod() string { return path.Join(m.dir, "go.mod") }
 
 func (m module) released() bool {
-	return !slices.Contains(strings.Split(m.dir, "/"), "internal") &&
+	folders := strings.Split(m.dir, "/")
+	return !slices.Contains(folders, "internal") && !slices.Contains(folders, "testdata") &&
 		!slices.ContainsFunc(unreleased, func(dir string) bool {
 			return m.dir == dir || strings.HasPrefix(m.dir, dir+"/")
 		})
@@ -37,7 +39,8 @@ func (m module) released() bool {
 func (m module) tag(version string) string { return path.Join(m.dir, version) }
 
 // modules returns all modules of the checkout c, the root first. What git ignores
-// is not part of it, and neither is what stands below a testdata.
+// is not part of it. What stands below a testdata is: it is built with what is beside
+// it, and would not be if it required the version before.
 func (c checkout) modules() ([]module, error) {
 	files, err := c.files(".")
 	if err != nil {
@@ -45,7 +48,7 @@ func (c checkout) modules() ([]module, error) {
 	}
 	var ms []module
 	for _, name := range files {
-		if path.Base(name) != "go.mod" || strings.Contains(name, "testdata/") {
+		if path.Base(name) != "go.mod" {
 			continue
 		}
 		text, err := os.ReadFile(c.join(name))
