@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/qaexchange/notification"
 	"github.com/qaexchange/notification/natslog/internal/natstest"
 	"github.com/stretchr/testify/require"
@@ -104,13 +105,22 @@ func note(id, user string, lane notification.Priority) *notification.Notificatio
 func read(t testing.TB, l *Log, lane notification.Priority, partition int) []block {
 	t.Helper()
 	ctx := patient(t)
-	s, err := l.bulk.js.Stream(ctx, l.stream(lane, partition))
-	require.NoError(t, err)
+	var s jetstream.Stream
+	natstest.Eventually(t, "the stream has a leader", func() bool {
+		var err error
+		s, err = l.bulk.js.Stream(ctx, l.stream(lane, partition))
+		return err == nil
+	})
 	state := s.CachedInfo().State
 	var bs []block
 	for seq := state.FirstSeq; seq <= state.LastSeq && state.Msgs > 0; seq++ {
-		m, err := s.GetMsg(ctx, seq)
-		require.NoError(t, err)
+		var m *jetstream.RawStreamMsg
+		natstest.Eventually(t, "the stream has a leader", func() bool {
+			var err error
+			m, err = s.GetMsg(ctx, seq)
+			require.NotErrorIs(t, err, jetstream.ErrMsgNotFound)
+			return err == nil
+		})
 		b, err := openBlock(m.Sequence, m.Time, m.Header, m.Data)
 		require.NoError(t, err)
 		bs = append(bs, b)
