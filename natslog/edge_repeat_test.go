@@ -16,14 +16,15 @@ import (
 
 // What edges decide on repeats, wherever in the log they begin.
 
-// keeping returns an Edge that runs and is warm, and keeps at most so many bytes of
-// archives, however few that are.
+// keeping returns an Edge that runs and is warm. It begins so far back in the log as
+// is right for a Backlog of so many bytes, however few that are, and keeps all that
+// comes later.
 func keeping(t testing.TB, l *Log, id string, bytes int64) *Edge {
 	t.Helper()
 	e, err := l.NewEdge(id, EdgeConfig{})
 	require.NoError(t, err)
 	for _, p := range e.partitions {
-		p.backlog, p.index.most = bytes, bytes
+		p.backlog = bytes
 	}
 	launch(t, e)
 	return e
@@ -93,10 +94,10 @@ func TestEdgesDecideAlike(t *testing.T) {
 	grow(50)
 	edges := []*Edge{keeping(t, l, "all", 64<<20)}
 	for i := range 6 {
-		grow(80)
+		grow(60)
 		edges = append(edges, keeping(t, l, fmt.Sprint("edge", i), int64(1000+rand.IntN(6000))))
 	}
-	grow(150)
+	grow(100)
 	hasRead(t, first, last)
 	compared := 0
 	for _, e := range edges {

@@ -131,6 +131,35 @@ func TestPartitionHalts(t *testing.T) {
 		}
 		require.EqualValues(t, 8, f.index.Epoch())
 	})
+	t.Run("one whose ctx ends just as the last comes begins with the others, or they wait for it", func(t *testing.T) {
+		f := newFedPartition(t, notification.GatewayConfig{})
+		canceled, cancel := context.WithCancel(t.Context())
+		cancel()
+		patience := patient(t)
+		for id := uint64(8); id < 300; id++ {
+			f.becomes(id)
+			var done [lanesOf]<-chan error
+			for _, p := range []notification.Priority{P0, P1} {
+				done[p] = f.halts(t.Context(), p, id)
+				f.waits(p, id)
+			}
+			done[P2], done[P3] = f.halts(canceled, P2, id), f.halts(t.Context(), P3, id)
+			waits := []<-chan error{done[P0], done[P1], done[P3]}
+			if err := <-done[P2]; err != nil {
+				require.ErrorIs(t, err, context.Canceled)
+				waits = append(waits, f.halts(t.Context(), P2, id))
+			}
+			for _, ch := range waits {
+				select {
+				case err := <-ch:
+					require.NoError(t, err)
+				case <-patience.Done():
+					t.Fatal("it waits for lanes that read already")
+				}
+			}
+			require.EqualValues(t, id, f.index.Epoch())
+		}
+	})
 	t.Run("a lane that waits for room in the inbox lets go; who was connected learns of the gap, and nobody gets anything of the epoch before", func(t *testing.T) {
 		f := newFedPartition(t, notification.GatewayConfig{InboxCapacity: 2})
 		f.warm()
