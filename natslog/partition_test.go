@@ -15,7 +15,7 @@ type fedPartition struct {
 	sink map[string]chan string // by user: IDs that were pushed
 }
 
-func newFedPartition(t *testing.T, config notification.GatewayConfig) *fedPartition {
+func newFedPartition(t testing.TB, config notification.GatewayConfig) *fedPartition {
 	l := &Log{cfg: Config{Partitions: 1, DedupSize: 100}}
 	require.NoError(t, l.cfg.setDefaults())
 	l.urgent, l.bulk = new(conn), new(conn)
