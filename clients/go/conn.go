@@ -296,7 +296,7 @@ func (n *conn) finish(end *ending) {
 	}
 	n.mu.Unlock()
 	if loading != nil {
-		loading(&StopError{Reason: end.reason, Code: end.code, Err: end.err})
+		loading(errors.New("notificationclient: connection lost: " + explain(end.reason, end.code, end.err)))
 	}
 	ring(n.wake)
 	ring(n.room)
@@ -365,6 +365,13 @@ func (n *conn) hangUp() {
 	<-n.done
 }
 
+// refreshes reports whether the server takes new credentials over the connection.
+func (n *conn) refreshes() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.refresh
+}
+
 // command says something and returns the answer. The error is ctx's, or
 // errConnectionEnded.
 func (n *conn) command(ctx context.Context, fields map[string]any) (frame, error) {
@@ -428,11 +435,4 @@ func ring(bell chan struct{}) {
 	case bell <- struct{}{}:
 	default:
 	}
-}
-
-// refreshes reports whether the server takes new credentials over the connection.
-func (n *conn) refreshes() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.refresh
 }

@@ -10,6 +10,10 @@ import (
 // minute is said to expire at once, again and again, over each new connection.
 const renewPause = time.Second
 
+// answerTimeout is how long the answer to authenticate is waited for. While it is,
+// the reader waits for nothing else.
+const answerTimeout = 30 * time.Second
+
 // credentials returns what the next attempt shows.
 func (c *Client) credentials(ctx context.Context) (Credentials, *ending) {
 	c.mu.Lock()
@@ -73,6 +77,8 @@ func (c *Client) renew(ctx context.Context, n *conn) {
 	case creds.Token != "" && n.refreshes():
 		// A refusal changes nothing: the connection lives until it is closed with
 		// 4401, which asks for credentials once more.
+		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+		defer cancel()
 		_, _ = n.command(ctx, map[string]any{"action": "authenticate", "token": creds.Token})
 	default:
 		c.mu.Lock()

@@ -128,6 +128,18 @@ func TestCredentials(t *testing.T) {
 			require.Equal(t, "c1", v.query.Get("cursor"))
 			require.Equal(t, []string{"waiting server 4401 250ms", "connecting", "credentials refused"}, s.told())
 		},
+		"an answer that does not come is not waited for for ever": func(t *testing.T, e *edge) {
+			s := e.run(Config{Credentials: tokens()})
+			v := e.next()
+			v.say(refreshing("c0"), live, expiring)
+			require.Equal(t, "t2", v.hear().Token)
+			began := time.Now()
+			v.say(expiring)
+			require.Equal(t, "t3", v.hear().Token)
+			require.Equal(t, answerTimeout, time.Since(began))
+			s.told()
+			require.Equal(t, 1, e.handshakes())
+		},
 		"elsewhere the client reconnects with them, behind its cursor": func(t *testing.T, e *edge) {
 			s := e.run(Config{Credentials: tokens()})
 			v := e.next()

@@ -51,8 +51,8 @@ type Config struct {
 	URL string
 	// Credentials tells what to show. It is asked before each attempt, because a
 	// ticket is good for one, and when the server says that they are about to
-	// expire. An error stops the client. Nil: nothing is shown but Header, and
-	// what the Jar of HTTPClient has.
+	// expire. An error stops the client; ctx ends with Shutdown. Nil: nothing is
+	// shown but Header, and what the Jar of HTTPClient has.
 	Credentials func(ctx context.Context, why Why) (Credentials, error)
 	// Header is sent with each handshake.
 	Header http.Header
@@ -92,8 +92,8 @@ type Config struct {
 	// arrive before the connection counts as lost, though it looks open; default
 	// 2.5, at least 1. Pings and pongs are nothing: they may be a proxy's.
 	WatchdogFactor float64
-	// ConnectTimeout is how long a connection may take until its welcome; default
-	// 20 s.
+	// ConnectTimeout is how long the handshake may take, and then the welcome;
+	// default 20 s each.
 	ConnectTimeout time.Duration
 }
 

@@ -112,7 +112,9 @@ func (b *book) apply(n *notification.Notification) {
 	case notification.SystemNotice:
 		b.read[n.ID] = p.Title
 	case notification.TradingSessionStart:
-		b.sessions[p.SessionID] = b.sessions[p.SessionID]
+		if _, known := b.sessions[p.SessionID]; !known {
+			b.sessions[p.SessionID] = session{}
+		}
 	case notification.TradingSessionEnd:
 		b.sessions[p.SessionID] = session{ended: true}
 	case notification.MarketHalt:
