@@ -154,12 +154,18 @@ func payload(n *notificationclient.Notification) string {
 			break
 		}
 		name := key.(string)
-		if name == "type" || name == "user_id" && string(value) == strconv.Quote(n.UserID) || name == "timestamp" && string(value) == strconv.FormatInt(n.Timestamp, 10) {
+		if name == "type" || name == "user_id" && string(value) == strconv.Quote(n.UserID) || name == "timestamp" && about(value, n.Timestamp) {
 			continue // it stands in front
 		}
 		b.WriteString(" " + safe(name) + "=" + field(name, value))
 	}
 	return b.String()
+}
+
+// about reports whether a time is that of the notification, or less than a second off.
+func about(value json.RawMessage, timestamp int64) bool {
+	at, err := strconv.ParseInt(string(value), 10, 64)
+	return err == nil && time.Unix(0, at).Sub(time.Unix(0, timestamp)).Abs() < time.Second
 }
 
 // field writes a value. Times are Unix nanoseconds.
