@@ -55,7 +55,7 @@ func (s *server) play(ctx context.Context, sc *scenario, c *readyClient, patienc
 	r := s.begin(ctx, sc, c.lacks["headers"] != "")
 	var sides sync.WaitGroup
 	for i, side := range sc.sides() {
-		sides.Go(func() { r.drive(i+1, side, c, s.url(r)) })
+		sides.Go(func() { r.drive(i+1, c, side, side.line(s.url(r), s.snapshotURL(r))) })
 	}
 	sides.Wait()
 	late := ctx.Err() != nil // not errFailed, which is the run's own
@@ -69,7 +69,7 @@ func (s *server) play(ctx context.Context, sc *scenario, c *readyClient, patienc
 }
 
 // drive runs one driver to its end.
-func (r *run) drive(number int, side *side, c *readyClient, url string) {
+func (r *run) drive(number int, c *readyClient, side *side, options map[string]any) {
 	if number == 2 {
 		if r.journal.await(r.ctx, pattern{"server": "mark", "name": "second"}) != nil {
 			return
@@ -94,7 +94,7 @@ func (r *run) drive(number int, side *side, c *readyClient, url string) {
 	stop := context.AfterFunc(r.ctx, d.kill)
 	var telling sync.WaitGroup
 	ctx, cancel := context.WithCancel(r.ctx)
-	telling.Go(func() { r.tell(ctx, number, side, d, url) })
+	telling.Go(func() { r.tell(ctx, number, d, options, side.Commands) })
 	err = d.wait()
 	cancel()
 	telling.Wait()
@@ -103,13 +103,13 @@ func (r *run) drive(number int, side *side, c *readyClient, url string) {
 	}
 }
 
-// tell says to a driver what its side is to be told. An error in writing is one of
+// tell says to a driver what it is to be told. An error in writing is one of
 // a driver that has ended, which is judged by what it told.
-func (r *run) tell(ctx context.Context, number int, side *side, d driver, url string) {
-	if d.say(side.line(url)) != nil {
+func (r *run) tell(ctx context.Context, number int, d driver, options map[string]any, commands []command) {
+	if d.say(options) != nil {
 		return
 	}
-	for _, c := range side.Commands {
+	for _, c := range commands {
 		when := pattern{}
 		for key, value := range c.When {
 			when[key] = value

@@ -25,6 +25,7 @@ type scenario struct {
 	Naive string `json:"naive"` // why the naive client fails it; empty: it passes
 
 	Connections []script `json:"connections"`
+	Gate        bool     `json:"gate"`   // snapshots take until the mark "snapshot"
 	Fewer       bool     `json:"fewer"`  // it may end before all of the connections were made
 	Jitter      bool     `json:"jitter"` // there are enough waits to judge how they are distributed
 	side
@@ -201,12 +202,16 @@ func (s *side) ids() ([]string, error) {
 	return ids, nil
 }
 
-// line is the first line of a driver's stdin.
-func (s *side) line(url string) map[string]any {
+// line is the first line of a driver's stdin. snapshot is where to get one, if not
+// from nowhere.
+func (s *side) line(url, snapshot string) map[string]any {
 	options := map[string]any{
 		"url": url, "channels": nil, "cursor": "",
 		"snapshot_ms": 0, "handler_ms": 0, "handler_throws_at": 0,
 		"backoff_base_ms": 20, "backoff_max_ms": 100, "watchdog_factor": 2.5, "stable_ms": 60000,
+	}
+	if snapshot != "" {
+		options["snapshot_url"] = snapshot
 	}
 	maps.Copy(options, s.Options)
 	return options
@@ -214,7 +219,7 @@ func (s *side) line(url string) map[string]any {
 
 // option returns an option that is a number.
 func (s *side) option(name string) float64 {
-	switch v := s.line("")[name].(type) {
+	switch v := s.line("", "")[name].(type) {
 	case int:
 		return float64(v)
 	case float64:

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -63,6 +64,7 @@ func serve(addr string, all []*scenario, byHand bool, more http.Handler) (*serve
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /s/{name}", s.serveConnection)
 	mux.HandleFunc("GET /s/{name}/journal", s.serveJournal)
+	mux.HandleFunc("GET /s/{name}/snapshot", s.serveSnapshot)
 	if more != nil {
 		mux.Handle("/", more)
 	}
@@ -107,6 +109,14 @@ func (s *server) end(r *run) {
 
 func (s *server) url(r *run) string {
 	return "ws://" + s.addr + "/s/" + r.scenario.Name + "?user=" + r.user
+}
+
+// snapshotURL is where a driver gets its snapshots, empty if from nowhere.
+func (s *server) snapshotURL(r *run) string {
+	if !r.scenario.Gate {
+		return ""
+	}
+	return "http://" + s.addr + "/s/" + r.scenario.Name + "/snapshot?user=" + r.user
 }
 
 // find returns the run of a request, and begins one if it is played by hand.
@@ -194,6 +204,21 @@ func (c *conn) play(s script) {
 			return
 		}
 	}
+}
+
+// serveSnapshot answers when the script says so.
+func (s *server) serveSnapshot(w http.ResponseWriter, req *http.Request) {
+	r, err := s.find(req)
+	if err == nil {
+		err = r.journal.await(r.ctx, pattern{"server": "mark", "name": "snapshot"})
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	w.Header().Set("Access-Control-Allow-Origin", "*") // pages ask as well
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = io.WriteString(w, "{}") // the only error is a client that has left
 }
 
 // serveJournal tells what has happened to a user, and forgets it.

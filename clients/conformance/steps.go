@@ -167,8 +167,8 @@ func heartbeat(c *conn, arg json.RawMessage) error {
 	return c.writeJSON(map[string]string{"action": "heartbeat", "cursor": cursor})
 }
 
-// every calls f each so many milliseconds: so many times, or until the client has
-// left if that is 0.
+// every calls f each so many milliseconds: so many times, or if that is 0 until the
+// client has left.
 func every(c *conn, ms, times int, f func() error) error {
 	if err := c.upgrade(); err != nil {
 		return err
