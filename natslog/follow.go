@@ -18,7 +18,7 @@ import (
 // A pace is how often a follower does what it does. The zero value is the default;
 // tests are in a hurry.
 type pace struct {
-	heartbeat time.Duration // of the server, when there is nothing to send; default 2 s
+	heartbeat time.Duration // of the server, when there is nothing to send; default 1 s
 	check     time.Duration // between two looks at the stream without a reason; default 10 s
 	request   time.Duration // for how long an answer is waited for; default 5 s
 	quiet     time.Duration // after which a stream gets an empty block; default Retention/4
@@ -26,7 +26,7 @@ type pace struct {
 }
 
 func (p pace) withDefaults(retention time.Duration) pace {
-	p.heartbeat = cmp.Or(p.heartbeat, 2*time.Second)
+	p.heartbeat = cmp.Or(p.heartbeat, time.Second)
 	p.check = cmp.Or(p.check, 10*time.Second)
 	p.request = cmp.Or(p.request, 5*time.Second)
 	p.quiet = cmp.Or(p.quiet, retention/4)
@@ -111,6 +111,7 @@ type follower struct {
 	end     uint64 // the last sequence when the epoch began
 	isWarm  bool
 	jumped  uint64          // the consumer jumped over this one, which should be there
+	stored  time.Time       // when the last block came, or there was a try to break the silence
 	failing time.Time       // since when no consumer could be made; zero: the last one could
 	back    <-chan struct{} // closed when the connection has come back since this pass began
 	leaders chan struct{}   // rung when the stream has a new leader
@@ -174,6 +175,7 @@ func (f *follower) run(ctx context.Context) error {
 	}
 	const firstPause, lastPause = 10 * time.Millisecond, time.Second
 	pause := firstPause
+	f.stored = time.Now()
 	for {
 		f.back = f.c.reconnect() // before anything is looked at, so that what is seen is not older
 		worked, err := f.pass(ctx)
@@ -227,7 +229,7 @@ func (f *follower) pass(ctx context.Context) (worked bool, err error) {
 	case <-f.leaders: // before the look
 	default:
 	}
-	e, s, err := f.look(ctx)
+	e, s, err := f.look(ctx, 0)
 	if err != nil {
 		return false, err
 	}
@@ -274,11 +276,11 @@ func (f *follower) pass(ctx context.Context) (worked bool, err error) {
 }
 
 // look asks for the epoch first, and then for the state of the stream, which is that
-// of this epoch or of a later one.
-func (f *follower) look(ctx context.Context) (epoch, streamState, error) {
+// of this epoch or of a later one. The epoch may be one that was seen so long ago.
+func (f *follower) look(ctx context.Context, age time.Duration) (epoch, streamState, error) {
 	ctx, cancel := f.patience(ctx)
 	defer cancel()
-	e, err := f.log.epochs.look(ctx, f.c)
+	e, err := f.log.epochs.glance(ctx, f.c, age)
 	if err != nil {
 		return epoch{}, streamState{}, err
 	}
@@ -320,11 +322,11 @@ func (f *follower) lostTail(ctx context.Context, s streamState) (bool, error) {
 		// A leader that was deposed and does not know it yet says such things, too.
 		// But nobody acknowledges a block to it, and the sequence of one that is
 		// acknowledged leaves no doubt.
-		seq, err := f.storeEmpty(ctx, rand.Text())
+		ack, err := f.storeEmpty(ctx, rand.Text())
 		if err != nil {
 			return false, err
 		}
-		if lost = seq <= k.seq; !lost {
+		if lost = ack.Sequence <= k.seq; !lost {
 			return false, errAgain
 		}
 	case k.stored.IsZero(), s.first > k.seq: // nothing to compare with
@@ -366,6 +368,7 @@ func (f *follower) start(ctx context.Context, s streamState) error {
 		}
 	}
 	f.next = next
+	f.counts.read.Store(next - 1)
 	return nil
 }
 
@@ -417,7 +420,7 @@ func (f *follower) tellWarm(ctx context.Context) error {
 // read hands over what the consumer brings, until there is a reason to look again.
 func (f *follower) read(ctx context.Context, p *puller, changed <-chan struct{}) (worked bool, err error) {
 	now := time.Now()
-	heard, looked, stored := now, now, now
+	heard, looked := now, now
 	stalled := uint64(0) // what was next at the last look, if there was more then
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -426,7 +429,7 @@ func (f *follower) read(ctx context.Context, p *puller, changed <-chan struct{})
 			return worked, err
 		}
 		silence := heard.Add(2*f.pace.heartbeat + f.pace.heartbeat/2)
-		timer.Reset(time.Until(earliest(silence, looked.Add(f.pace.check), stored.Add(f.pace.quiet))))
+		timer.Reset(time.Until(earliest(silence, looked.Add(f.pace.check), f.stored.Add(f.pace.quiet))))
 		select {
 		case <-ctx.Done():
 			return worked, ctx.Err()
@@ -445,14 +448,14 @@ func (f *follower) read(ctx context.Context, p *puller, changed <-chan struct{})
 				if err := f.take(ctx, m, meta); err != nil {
 					return worked, err
 				}
-				stored = time.Now()
+				f.stored = time.Now()
 			}
 			worked, heard = true, time.Now() // after take, which may have waited
 			continue
 		case <-timer.C:
 		}
 		now := time.Now()
-		if now.After(silence) {
+		if now.After(silence) && len(p.msgs) == 0 {
 			f.counts.silent.Add(1)
 			return worked, fmt.Errorf("%w: no heartbeat", errPull)
 		}
@@ -462,9 +465,9 @@ func (f *follower) read(ctx context.Context, p *puller, changed <-chan struct{})
 			}
 			looked = time.Now()
 		}
-		if now.After(stored.Add(f.pace.quiet)) {
+		if now.After(f.stored.Add(f.pace.quiet)) {
 			f.breakSilence(ctx, f.epoch, f.next-1)
-			stored = time.Now()
+			f.stored = time.Now()
 		}
 	}
 }
@@ -483,7 +486,7 @@ func earliest(t time.Time, others ...time.Time) time.Time {
 // stream that lost its tail, waits in silence. It returns what is next if the leader
 // has it, so that the check after this one can see that it did not come.
 func (f *follower) check(ctx context.Context, stalled uint64) (uint64, error) {
-	e, s, err := f.look(ctx)
+	e, s, err := f.look(ctx, f.pace.check)
 	if err != nil {
 		return 0, err
 	}
@@ -556,18 +559,18 @@ func (f *follower) breakSilence(ctx context.Context, e epoch, last uint64) bool 
 	id := "quiet-" + e.String() + "-" + f.name + "-" + strconv.FormatInt(slot, 10)
 	// The Msg-Id makes one of those that come together, and the sequence one of all
 	// that come after the same block, whatever the clocks say.
-	_, err := f.storeEmpty(ctx, id, jetstream.WithExpectLastSequence(last))
-	if err == nil {
+	ack, err := f.storeEmpty(ctx, id, jetstream.WithExpectLastSequence(last))
+	if err == nil && !ack.Duplicate {
 		f.counts.empty.Add(1)
 	}
 	return err == nil
 }
 
-// storeEmpty stores a block without entries and returns its sequence.
-func (f *follower) storeEmpty(ctx context.Context, id string, options ...jetstream.PublishOpt) (uint64, error) {
+// storeEmpty stores a block without entries.
+func (f *follower) storeEmpty(ctx context.Context, id string, options ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
 	ack, err := f.c.js.PublishMsg(ctx, newBlockMsg(f.subject, id, 0, nil), options...)
 	if err != nil {
-		return 0, fmt.Errorf("natslog: storing an empty block in %s: %w", f.name, err)
+		return nil, fmt.Errorf("natslog: storing an empty block in %s: %w", f.name, err)
 	}
-	return ack.Sequence, nil
+	return ack, nil
 }

@@ -18,6 +18,8 @@ import (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	// What runs in parallel here are tests of clusters, which wait for elections.
+	_ = flag.Set("test.parallel", "8")
 	before := runtime.NumGoroutine()
 	code := natstest.Main(m)
 	fuzzing := flag.Lookup("test.fuzz").Value.String() != "" // its workers are not ours

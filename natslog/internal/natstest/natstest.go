@@ -198,6 +198,7 @@ func (s *Server) Freeze() {
 	s.t.Helper()
 	s.signal(syscall.SIGSTOP)
 	s.frozen = true
+	awaitStop(s.t, s.cmd.Process.Pid)
 }
 
 // Thaw lets it go on.

@@ -3,6 +3,7 @@ package natstest
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -19,6 +20,17 @@ func attributes(apart bool) *syscall.SysProcAttr {
 		a.Cloneflags = syscall.CLONE_NEWNET
 	}
 	return a
+}
+
+// awaitStop waits until a process stands still, which it does a moment after it was
+// told to.
+func awaitStop(t testing.TB, pid int) {
+	t.Helper()
+	Eventually(t, "a process stands still", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		_, state, _ := strings.Cut(string(b), ") ")
+		return err == nil && strings.HasPrefix(state, "T")
+	})
 }
 
 // A bridge joins the networks of the servers and that of the test.

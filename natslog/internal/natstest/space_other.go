@@ -9,6 +9,8 @@ import (
 
 func attributes(bool) *syscall.SysProcAttr { return nil }
 
+func awaitStop(testing.TB, int) {}
+
 // Only Linux has networks that a process can make.
 
 type bridge struct{}
