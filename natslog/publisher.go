@@ -24,7 +24,7 @@ const (
 	// never answers, and another server's connection does not tell. It doubles up to
 	// lastWait, because a server that syncs to a slow disk must not be sent everything
 	// again and again.
-	ackWait, lastWait = 500 * time.Millisecond, 8 * time.Second
+	ackWait, lastWait = 500 * time.Millisecond, 4 * time.Second
 
 	// The pauses after the server said no: the disk is full, there is no leader.
 	firstPause, lastPause = 10 * time.Millisecond, time.Second
