@@ -241,7 +241,7 @@ func dial(ctx context.Context, cfg *Config, what string) (*conn, error) {
 	// itself and counts how often each was sent: what the client library kept and
 	// sent later would be sent behind its back.
 	o.AllowReconnect, o.MaxReconnect, o.ReconnectBufSize = true, -1, -1
-	o.IgnoreAuthErrorAbort = true
+	o.IgnoreAuthErrorAbort, o.RetryOnFailedConnect = true, false
 	if o.AsyncErrorCB == nil { // its default writes to standard error
 		o.AsyncErrorCB = func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			cfg.Logger.Warn("NATS reports an error", "connection", o.Name, "error", err)

@@ -116,7 +116,12 @@ func TestPublish(t *testing.T) {
 			require.NoError(t, p.PublishWait(patient(t), note(id, user, lane)))
 			require.Contains(t, ids(t, l, lane, partitionOf(user, 4)), id)
 		}
-		require.EqualValues(t, 5, p.Stats().Lanes[notification.P3].Acknowledged)
+		lane := p.Stats().Lanes[notification.P3]
+		require.EqualValues(t, 5, lane.Acknowledged)
+		require.EqualValues(t, 5, lane.Blocks)
+		require.EqualValues(t, 5, lane.Latency.Count())
+		require.Zero(t, lane.Failures)
+		require.Empty(t, lane.Failure)
 	})
 
 	t.Run("done is told in the order of publishing, which is that of the log, each once", func(t *testing.T) {
