@@ -26,10 +26,10 @@
 // # Repeats
 //
 // A notification is in the log once per call of Publish that was acknowledged,
-// perhaps oftener; readers recognize repeats by their ID. One is a repeat if its ID stands, repeat
-// or not, among the Config.DedupSize entries before it in its stream. That depends
-// on nothing but the log, so all readers decide alike. An ID that is published in
-// two lanes is delivered twice.
+// perhaps oftener; readers recognize repeats by their ID. One is a repeat if its ID
+// stands, repeat or not, among the Config.DedupSize entries before it in its stream.
+// That depends on nothing but the log, so all readers decide alike. An ID that is
+// published in two lanes is delivered twice.
 package natslog
 
 import (
