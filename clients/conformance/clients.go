@@ -24,6 +24,8 @@ type client struct {
 	module string
 	// lacks is what its WebSocket has not, of what scenarios need.
 	lacks map[string]string
+	// only are parts of the names of the scenarios that it is asked, if not all.
+	only []string
 	// fails: it is held to fail where the scenarios say so.
 	fails bool
 }
@@ -33,12 +35,15 @@ var errAbsent = errors.New("skipped")
 // allClients are those that there are. A folder that is not there is skipped.
 var allClients = []client{
 	{name: "typescript", dir: "typescript", command: typescript},
-	{name: "typescript (undici)", dir: "typescript", command: typescriptNative, lacks: blind},
+	{name: "typescript (undici)", dir: "typescript", command: typescriptNative, lacks: blind, only: transport},
 	{name: "typescript (Chromium)", dir: "typescript", module: "conformance/drive.mjs", lacks: page},
 	{name: "go", dir: "go", command: goDriver},
 	{name: "python", dir: "python", command: python},
 	{name: "naive", dir: "conformance/naive", command: naive, lacks: page, fails: true},
 }
+
+// transport are the scenarios that depend on the WebSocket that a client stands on.
+var transport = []string{"hello", "cut", "silence", "pings", "close-", "stop-", "http", "token", "ticket-odd", "4401-at", "no-subprotocol", "big", "fragments", "flood"}
 
 // The WebSocket of browsers tells nothing of a handshake that failed, and sends no
 // header but its own. That of Node is made after it, and sends headers.

@@ -74,6 +74,19 @@ func (w *wire) hush() {
 	w.silent = true
 }
 
+// sendLast writes one frame, and nothing after it: the library would answer the
+// close frame that answers ours, and close the connection.
+func (w *wire) sendLast(first byte, payload []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.silent {
+		return nil
+	}
+	w.silent = true
+	_, err := w.Conn.Write(frame(first, payload))
+	return err
+}
+
 // send writes one frame that the client can see.
 func (w *wire) send(first byte, payload []byte) error {
 	w.mu.Lock()
@@ -253,10 +266,9 @@ func (c *conn) closeWith(payload []byte) error {
 		return err
 	}
 	c.ending()
-	if err := c.wire.send(fin|closeFrame, payload); err != nil {
+	if err := c.wire.sendLast(fin|closeFrame, payload); err != nil {
 		return err
 	}
-	c.wire.hush() // the library would answer the client's close frame with another one
 	select {
 	case <-c.gone:
 	case <-time.After(5 * time.Second): // one that does not answer is lazy, not wrong

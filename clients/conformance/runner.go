@@ -47,7 +47,12 @@ func (o outcome) story() string {
 // connections have ended.
 func (s *server) play(ctx context.Context, sc *scenario, c *readyClient, patience time.Duration) outcome {
 	o := outcome{scenario: sc, client: c.name}
-	if o.skipped = c.lacks[sc.Needs]; o.skipped != "" {
+	switch {
+	case c.lacks[sc.Needs] != "":
+		o.skipped = c.lacks[sc.Needs]
+		return o
+	case c.only != nil && len(named([]*scenario{sc}, c.only)) == 0:
+		o.skipped = "it does not depend on the WebSocket"
 		return o
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("more than %v", patience))
