@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -251,7 +250,8 @@ func (c *conn) cut() error {
 		return err
 	}
 	c.ending()
-	return c.wire.Conn.Close()
+	_ = c.wire.Conn.Close() // a client that has left meanwhile is found by what follows
+	return nil
 }
 
 // ending notes that it is the server that ends the connection, before the client
@@ -274,16 +274,15 @@ func (c *conn) closeWith(payload []byte) error {
 	case <-time.After(5 * time.Second): // one that does not answer is lazy, not wrong
 	case <-c.run.ctx.Done():
 	}
-	return c.wire.Conn.Close()
+	_ = c.wire.Conn.Close()
+	return nil
 }
-
-var errHijack = errors.New("the connection cannot be taken over")
 
 // takeOver returns the TCP connection of a request that is not to be answered.
 func (c *conn) takeOver() (net.Conn, error) {
 	nc, _, err := http.NewResponseController(c.w).Hijack()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errHijack, err)
+		return nil, fmt.Errorf("the connection cannot be taken over: %w", err)
 	}
 	c.answered = true
 	return nc, nil
