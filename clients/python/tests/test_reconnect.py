@@ -320,6 +320,40 @@ class Credentials(Case):
                     [("credentials", "start"), ("credentials", "expiring"), ("waiting", "credentials", 0)],
                 )
 
+    async def test_expiring_ones_lose_nothing_of_what_came_before(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.loading.shut()
+            p.credentials = [Ticket("1"), Ticket("2")]
+            p.start()
+            peer = await server.accept()
+            peer.welcome()
+            peer.batch("c1", "n1")
+            peer.send({"action": "expiring", "in_ms": 10})
+            await p.saw("credentials", "expiring")
+            await until(p.lost)
+            p.loading.open()
+            self.assertEqual((await server.accept()).query, {"site": "1", "cursor": "c1", "ticket": "2"})
+            await p.stop()
+        self.assertEqual(p.told("snapshot", "notification"), [("snapshot", "start"), ("notification", "n1")])
+
+    async def test_expiring_ones_are_no_failure_and_not_asked_for_without_a_pause(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url, backoff_base=0.001)
+            p.client._random = lambda: 1.0
+            waits = p.waits()
+            p.start()
+            times: list[float] = []
+            for _ in range(4):
+                peer = await server.accept()
+                times.append(asyncio.get_running_loop().time())
+                peer.welcome()
+                peer.send({"action": "expiring", "in_ms": 200})
+            await server.accept()
+            await p.stop()
+        self.assertEqual(waits, [0.001] * 4)
+        self.assertGreaterEqual(times[3] - times[1], 0.19)  # the first is not waited for
+
     async def test_a_callback_that_raises_for_expiring_ones_stops(self) -> None:
         async with Server() as server:
             p = self.program(server.url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from ssl import SSLContext
@@ -122,7 +123,7 @@ class Client:
         self._settled.set()
         self._refreshing: asyncio.Task[None] | None = None  # owned by _attempt
         self._expires: float | None = None  # seconds that the server has told of last
-        self._asked = 0.0  # when credentials were asked for
+        self._renewed = -math.inf  # when credentials("expiring") was called last
 
         self._handover: Handover | None = None  # of an iteration
         self._running: asyncio.Task[None] | None = None  # of async with
@@ -313,15 +314,16 @@ class Client:
                     await self._load(connection, "cursor_gone")
 
     async def _load(self, connection: Connection, reason: SnapshotReason) -> None:
-        """Has the program load a snapshot. If the connection is lost meanwhile, what
-        follows the snapshot may be lost with it, so it does not count: raises Lost."""
+        """Has the program load a snapshot. It does not count if the connection is lost
+        meanwhile, and with it what follows the snapshot: raises Lost then. A connection
+        that is given up for new credentials has lost nothing."""
         self._owed = reason
         if self._snapshot is not None:
             with connection.holding():
                 await self._call("handler", self._snapshot, reason)
         elif reason != "start":
             _log.warning("%s: notifications are missing, and there is no snapshot callback", reason)
-        if connection.loss is not None:
+        if connection.loss is not None and connection.loss.reason != "credentials":
             raise Lost(connection.loss)
         self._owed = None
 
@@ -349,7 +351,8 @@ class Client:
                 self._owed = "gap"
                 await self._move("")
         most = min(self._backoff_max, self._backoff_base * 2.0 ** min(self._losses, 100))
-        self._losses += 1
+        if loss.reason != "credentials":  # which is no failure, and has a pause of its own
+            self._losses += 1
         delay = self._random() * most
         self._tell(State("waiting", loss.reason, loss.code, delay))
         async with self._unless_stopped():
@@ -362,7 +365,6 @@ class Client:
     async def _ask(self, why: Why) -> Credentials | None:
         if self._credentials is None:
             return None
-        self._asked = asyncio.get_running_loop().time()
         given = await self._call("credentials", self._credentials, why)
         if given is None or isinstance(given, (Ticket, Token)):
             return given
@@ -384,9 +386,10 @@ class Client:
         while self._expires is not None:
             # Credentials that live for less than a minute expire as soon as they
             # are there: without a pause this would be all that the client does.
-            pause = max(self._least_pause, min(self._expires / 2, 5.0))
+            due = self._renewed + max(self._least_pause, self._expires / 2)
             self._expires = None
-            await asyncio.sleep(max(0.0, self._asked + pause - asyncio.get_running_loop().time()))
+            await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
+            self._renewed = asyncio.get_running_loop().time()
             try:
                 given = await self._ask("expiring")
             except _Failed as failed:
