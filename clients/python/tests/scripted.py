@@ -36,7 +36,7 @@ class Peer:
         self._said: asyncio.Queue[str | int] = asyncio.Queue()
         self.pongs = asyncio.Event()
 
-    async def handshake(self, status: int, subprotocol: str, location: str) -> None:
+    async def handshake(self, status: int, subprotocol: str, location: str, accept: str) -> None:
         request = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         self.path = request[0].split(" ")[1]
         query = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
@@ -45,7 +45,7 @@ class Peer:
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
         if status == 101:
             key = self.headers["sec-websocket-key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-            accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
+            accept = accept or base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
             lines += ["Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Accept: {accept}"]
             if subprotocol:
                 lines.append(f"Sec-WebSocket-Protocol: {subprotocol}")
@@ -154,6 +154,7 @@ class Server:
         self.refuses: list[int] = []  # statuses
         self.subprotocol = "notification.batch.v1"
         self.location = ""  # of a redirect
+        self.accept_key = ""  # a wrong one
         self.requests = 0
         self._accepted: asyncio.Queue[Peer] = asyncio.Queue()
         self._peers: list[Peer] = []
@@ -185,7 +186,7 @@ class Server:
         self.requests += 1
         status = self.refuses.pop(0) if self.refuses else 101
         try:
-            await peer.handshake(status, self.subprotocol, self.location)
+            await peer.handshake(status, self.subprotocol, self.location, self.accept_key)
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         self._accepted.put_nowait(peer)

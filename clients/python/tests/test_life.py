@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from notification_client import Batch, Client, CommandError, State, StoppedError, _connection
+from notification_client._connection import MAX_HELD
 
 from .case import Case, Program
 from .scripted import Peer, Server, patiently, until
@@ -422,6 +423,25 @@ class Channels(Case):
             peer.cut()
             self.assertEqual((await server.accept()).query["channels"], "trade")
             await p.stop()
+
+    async def test_a_handler_may_wait_for_an_answer_however_much_waits_for_it(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.start()
+            peer = await server.accept()
+            peer.welcome()
+            await p.saw("cursor", "c0")
+            p.handling.shut()
+            for i in range(MAX_HELD // 100 + 3):
+                peer.batch(f"c{i + 1}", *(f"n{i}-{j}" for j in range(100)))
+            await until(lambda: p.client._connection is not None and p.client._connection._held > MAX_HELD)
+            subscribing = asyncio.ensure_future(p.client.subscribe("trade"))
+            await peer.said()
+            peer.send({"action": "ok", "id": 1, "channels": ["trade"]})
+            await patiently(subscribing)
+            p.handling.open()
+            await p.stop()
+        self.assertEqual(p.client.channels, {"trade"})
 
     async def test_what_the_server_refuses_is_not_said_again(self) -> None:
         async with Server() as server:

@@ -11,8 +11,9 @@ import subprocess
 import tempfile
 import unittest
 from pathlib import Path
+from unittest.mock import patch
 
-from notification_client import StoppedError, Ticket, Token
+from notification_client import StoppedError, Ticket, Token, _client
 from notification_client._connection import MAX_HELD
 from notification_client._protocol import Verdict, address, verdict, verdict_of_status
 
@@ -139,6 +140,16 @@ class Handshakes(Case):
             await p.stop()
         self.assertEqual(p.told("waiting")[0], ("waiting", "protocol", 0))
 
+    async def test_a_handshake_that_is_wrong_is_tried_again(self) -> None:
+        async with Server() as server:
+            server.accept_key = "wrong"
+            p = self.program(server.url)
+            p.start()
+            await server.accept()
+            await server.accept()
+            await p.stop()
+        self.assertEqual(p.told("waiting")[0], ("waiting", "protocol", 0))
+
     async def test_a_first_frame_that_is_no_welcome_is_tried_again(self) -> None:
         async with Server() as server:
             p = self.program(server.url)
@@ -249,7 +260,7 @@ class Credentials(Case):
                 ("waiting", "handshake", 4401),
                 ("credentials", "refused"),
                 ("waiting", "handshake", 0),
-                ("credentials", "start"),
+                ("credentials", "refused"),  # there was no welcome yet
                 ("stopped", "handshake", 4401),
             ],
         )
@@ -337,22 +348,41 @@ class Credentials(Case):
             await p.stop()
         self.assertEqual(p.told("snapshot", "notification"), [("snapshot", "start"), ("notification", "n1")])
 
-    async def test_expiring_ones_are_no_failure_and_not_asked_for_without_a_pause(self) -> None:
+    async def test_an_answer_that_does_not_come_is_not_waited_for_for_ever(self) -> None:
         async with Server() as server:
-            p = self.program(server.url, backoff_base=0.001)
+            with patch.object(_client, "ANSWER_TIMEOUT", 0.05):
+                p = self.program(server.url)
+                p.start()
+                peer = await server.accept()
+                peer.welcome(refresh=True)
+                p.credentials = [Token("2"), Token("3")]
+                peer.send({"action": "expiring", "in_ms": 10})
+                self.assertEqual((await peer.said())["token"], "2")
+                peer.send({"action": "expiring", "in_ms": 10})
+                self.assertEqual((await peer.said())["token"], "3")
+                await p.stop()
+
+    async def test_expiring_ones_are_no_failure_and_not_asked_for_without_a_pause(self) -> None:
+        times: list[float] = []
+
+        async def ask(why: str) -> None:
+            if why == "expiring":
+                times.append(asyncio.get_running_loop().time())
+
+        async with Server() as server:
+            p = self.program(server.url, backoff_base=0.001, credentials=ask)
             p.client._random = lambda: 1.0
             waits = p.waits()
             p.start()
-            times: list[float] = []
             for _ in range(4):
                 peer = await server.accept()
-                times.append(asyncio.get_running_loop().time())
                 peer.welcome()
                 peer.send({"action": "expiring", "in_ms": 200})
             await server.accept()
             await p.stop()
         self.assertEqual(waits, [0.001] * 4)
-        self.assertGreaterEqual(times[3] - times[1], 0.19)  # the first is not waited for
+        for before, after in zip(times, times[1:]):
+            self.assertGreaterEqual(after - before, 0.1)  # half of their life
 
     async def test_a_callback_that_raises_for_expiring_ones_stops(self) -> None:
         async with Server() as server:

@@ -192,6 +192,64 @@ class Stream(Case):
             await p.stop()
         self.assertEqual(p.told("snapshot", "notification"), [("snapshot", "gap")] * 2 + [("notification", "n4")])
 
+    async def test_a_connection_that_is_lost_already_needs_no_snapshot(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.handling.shut()
+            p.start()
+            peer = await server.accept()
+            peer.welcome()
+            peer.batch("c1", "n1")
+            peer.batch("c3", "n3", dropped=1)
+            await until(lambda: p.handling.entries == 1)
+            peer.cut()
+            await until(p.lost)
+            p.handling.open()
+            peer = await server.accept()
+            self.assertEqual(peer.query["cursor"], "c1")
+            peer.welcome("c1", resumed=True)
+            peer.batch("c3", "n3")
+            await p.saw("cursor", "c3")
+            await p.stop()
+        self.assertEqual(
+            p.told("snapshot", "notification"),
+            [("snapshot", "start"), ("notification", "n1"), ("snapshot", "gap"), ("notification", "n3")],
+        )
+
+    async def test_without_a_snapshot_nothing_that_came_is_thrown_away(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url, snapshot=None)
+            p.start()
+            peer = await server.accept()
+            peer.welcome()
+            peer.batch("c1", "n1")
+            peer.cut()
+            with self.assertLogs("notification_client", "WARNING"):
+                peer = await server.accept()
+                self.assertEqual(peer.query["cursor"], "c1")
+                peer.welcome("c2")
+                peer.send({"action": "reset", "reason": "cursor_gone"})
+                peer.batch("c3", "n3")
+                await p.saw("cursor", "c3")
+            await p.stop()
+        self.assertEqual(p.told("notification", "cursor")[-2:], [("notification", "n3"), ("cursor", "c3")])
+
+    async def test_a_server_that_keeps_no_history_leaves_a_gap(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.start()
+            for _ in range(2):
+                peer = await server.accept()
+                self.assertNotIn("cursor", peer.query)
+                peer.welcome("")
+                peer.live()
+                peer.batch("", "n1")
+                await until(lambda: p.ids.count("n1") == server.requests)
+                peer.cut()
+            await server.accept()
+            await p.stop()
+        self.assertEqual(p.told("snapshot", "cursor"), [("snapshot", "start"), ("snapshot", "gap")])
+
     async def test_too_much_during_a_snapshot_begins_anew(self) -> None:
         async with Server() as server:
             p = self.program(server.url)
@@ -263,11 +321,12 @@ class Stream(Case):
                 notice("newer", message_type="moon_phase", payload={"phase": 0.5}),
                 notice("other", payload={"price": "a string"}),
                 notice("none", message_type="", payload=None),
+                notice("text", timestamp="1700000000000000123", priority=True),
             ]
             peer.send({"cursor": "c1", "notifications": notifications, "newer": True})
             await p.saw("cursor", "c1")
             await p.stop()
-        trade, account_update, newer, other, none = p.batches[0].notifications
+        trade, account_update, newer, other, none, text = p.batches[0].notifications
         self.assertEqual(trade.payload, TradeExecuted(trade_id="trade", price=50100.0, volume=2.5))
         self.assertIs(type(trade.payload.price), float)  # type: ignore[union-attr]
         self.assertEqual(trade.message_type, MessageType.TRADE_EXECUTED)
@@ -278,6 +337,7 @@ class Stream(Case):
         self.assertEqual(newer.payload, UnknownPayload(type="moon_phase", members={"phase": 0.5}))
         self.assertEqual(other.payload, UnknownPayload(type="trade_executed", members={"price": "a string"}))
         self.assertEqual(none.payload, UnknownPayload(type=""))
+        self.assertEqual((text.timestamp, text.priority, text.user_id), (0, 0, "alice"))
         self.assertEqual([dict(n.raw) for n in p.batches[0].notifications], notifications)
 
     async def test_unknown_frames_and_keys_are_ignored(self) -> None:
@@ -323,7 +383,7 @@ class Stream(Case):
             ("a cursor that is no text", 1, b'{"action":"heartbeat","cursor":1}'),
             ("notifications that are no list", 1, b'{"cursor":"c9","notifications":{}}'),
             ("a notification that is no object", 1, b'{"cursor":"c9","notifications":[1]}'),
-            ("a timestamp that is no integer", 1, b'{"cursor":"c9","notifications":[{"timestamp":"1"}]}'),
+            ("a second welcome", 1, b'{"action":"welcome","cursor":"c9","resumed":true,"channels":[],"heartbeat_ms":1}'),
             ("an opcode that there is not", 3, b""),
         ]
         for name, opcode, payload in wrong:

@@ -14,7 +14,7 @@ from typing import NoReturn, Self, TypeVar
 
 from ._connection import Connection, Loss, Lost
 from ._handover import Abandoned, Handover
-from ._protocol import Batch, Heartbeat, Live, Reset, Verdict, address, check_url
+from ._protocol import Batch, Heartbeat, Live, Reset, Verdict, Welcome, address, check_url
 from ._state import CommandError, Credentials, Reason, SnapshotReason, State, StoppedError, Ticket, Token, Why
 from .notifications import Channel
 
@@ -22,6 +22,8 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 _log = logging.getLogger("notification_client")
+
+ANSWER_TIMEOUT = 30.0  # seconds, for that to authenticate, of which the server takes 5
 
 
 class Client:
@@ -112,11 +114,11 @@ class Client:
         self._interruptible: asyncio.Timeout | None = None  # what stop() ends at once
 
         # For the next attempt.
-        self._why: Why = "start"
         self._given: tuple[Credentials | None] | None = None  # it need not ask
         self._refused = False  # 4401 was the last word, there was no welcome since
         self._losses = 0  # since the back-off began anew
         self._owed: SnapshotReason | None = None  # a snapshot that was not loaded yet
+        self._begun = False  # the program has had a state that notifications build on
 
         self._connection: Connection | None = None  # from its welcome to its end
         self._settled = asyncio.Event()  # no attempt is under way that has said the channels
@@ -250,7 +252,6 @@ class Client:
             raise _Closed
         self._tell(State("connecting"))
         given, self._given = self._given or (await self._ask_unless_stopped(),), None
-        self._why = "start"
         ticket = given[0].value if isinstance(given[0], Ticket) else ""
         token = given[0].value if isinstance(given[0], Token) else ""
         self._settled.clear()
@@ -286,9 +287,10 @@ class Client:
         self._refused = False
         self._tell(State("replaying"))
         if not connection.welcome.resumed:
-            self._owed = "cursor_gone" if self._cursor else self._owed or "start"
+            self._owed = "cursor_gone" if self._cursor else self._owed or ("gap" if self._begun else "start")
         elif self._owed != "gap":
             self._owed = None  # the hole was before a cursor that is good after all
+        self._begun = self._begun or connection.welcome.resumed
         if self._owed is not None:
             await self._load(connection, self._owed)
         if not connection.welcome.resumed:
@@ -312,6 +314,8 @@ class Client:
                     self._tell(State("live"))
                 case Reset() if connection.welcome.resumed:
                     await self._load(connection, "cursor_gone")
+                case Welcome():
+                    raise Lost(Loss("protocol", 0))  # a second one
 
     async def _load(self, connection: Connection, reason: SnapshotReason) -> None:
         """Has the program load a snapshot. It does not count if the connection is lost
@@ -319,13 +323,14 @@ class Client:
         that is given up for new credentials has lost nothing."""
         self._owed = reason
         if self._snapshot is not None:
+            connection.check_not_lost()
             with connection.holding():
                 await self._call("handler", self._snapshot, reason)
+            connection.check_not_lost()
         elif reason != "start":
             _log.warning("%s: notifications are missing, and there is no snapshot callback", reason)
-        if connection.loss is not None and connection.loss.reason != "credentials":
-            raise Lost(connection.loss)
         self._owed = None
+        self._begun = True
 
     async def _move(self, cursor: str) -> None:
         if cursor == self._cursor:
@@ -346,21 +351,23 @@ class Client:
             case Verdict.REFUSED:
                 if self._refused:
                     raise StoppedError(loss.reason, loss.code)
-                self._refused, self._why = True, "refused"
+                self._refused = True
             case Verdict.GAP:
                 self._owed = "gap"
                 await self._move("")
-        most = min(self._backoff_max, self._backoff_base * 2.0 ** min(self._losses, 100))
-        if loss.reason != "credentials":  # which is no failure, and has a pause of its own
+        losses = self._losses
+        if loss.reason == "credentials":  # no failure, and their renewal has a pause of its own
+            losses = 0
+        else:
             self._losses += 1
-        delay = self._random() * most
+        delay = self._random() * min(self._backoff_max, self._backoff_base * 2.0 ** min(losses, 100))
         self._tell(State("waiting", loss.reason, loss.code, delay))
         async with self._unless_stopped():
             await asyncio.sleep(delay)
 
     async def _ask_unless_stopped(self) -> Credentials | None:
         async with self._unless_stopped():
-            return await self._ask(self._why)
+            return await self._ask("refused" if self._refused else "start")
 
     async def _ask(self, why: Why) -> Credentials | None:
         if self._credentials is None:
@@ -397,9 +404,11 @@ class Client:
             if not isinstance(given, Token) or not connection.welcome.refresh:
                 self._given = (given,)
                 return connection.end(Loss("credentials", 0))
-            answer = await connection.command("authenticate", token=given.value)
-            if answer is not None and answer.code:  # the connection lives until they expire
-                _log.warning("the credentials are not extended: %s", answer.code)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ANSWER_TIMEOUT):
+                    answer = await connection.command("authenticate", token=given.value)
+                    if answer is not None and answer.code:  # the connection lives until they expire
+                        _log.warning("the credentials are not extended: %s", answer.code)
         self._refreshing = None
 
     def _stop_refreshing(self) -> None:

@@ -145,6 +145,11 @@ class Connection:
         self._room.set()
         return frame
 
+    def check_not_lost(self) -> None:
+        """Raises Lost if the connection is, and not only given up for another one."""
+        if self.loss is not None and self.loss.reason != "credentials":
+            raise Lost(self.loss)
+
     @contextlib.contextmanager
     def holding(self) -> Iterator[None]:
         """While it lasts, frames are held, and too many are the end."""
@@ -160,6 +165,7 @@ class Connection:
         self._last_id = this = self._last_id + 1
         answer: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
         self._asked[this] = answer
+        self._room.set()  # the reader looks again
         try:
             if self.loss is not None:
                 return None
@@ -227,6 +233,8 @@ class Connection:
             while self._held > MAX_HELD:
                 if self._holding:
                     return Loss("overflow", 0)
+                if self._asked:
+                    break  # for an answer, perhaps in the callback that ought to make room
                 self._room.clear()
                 await self._room.wait()
 
@@ -276,8 +284,10 @@ def _refusal(error: InvalidHandshake) -> Loss:
     if status:
         return Loss("handshake", code_of_status(status), verdict_of_status(status))
     if isinstance(error, InvalidMessage):
-        return NETWORK  # it ended, or timed out, before the answer did
-    return Loss("handshake", 0)
+        return NETWORK  # it ended before the answer did
+    if isinstance(error, Redirected):
+        return Loss("handshake", 0)
+    return Loss("protocol", 0)
 
 
 async def _connect(url: str, token: str, ssl: SSLContext | None) -> Any:
@@ -305,5 +315,9 @@ async def _connect(url: str, token: str, ssl: SSLContext | None) -> Any:
     return await attempt
 
 
+class Redirected(InvalidHandshake):
+    """The status was one of a redirect."""
+
+
 def _refuse_redirect(url: str) -> None:
-    raise InvalidHandshake("a redirect")
+    raise Redirected

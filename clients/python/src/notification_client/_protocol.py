@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from typing import NoReturn, TypeAlias, TypeVar
+from typing import NoReturn, TypeAlias, TypeGuard, TypeVar
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from .notifications import Notification, UnknownPayload, notification
@@ -89,7 +89,7 @@ def parse(text: str | bytes) -> Frame | None:
                 cursor=_get(frame, "cursor", ""),
                 resumed=_get(frame, "resumed", False),
                 channels=_names(frame.get("channels", [])),
-                heartbeat=_get(frame, "heartbeat_ms", 20_000) / 1000,
+                heartbeat=_seconds(frame, "heartbeat_ms") or 20.0,
                 refresh=_get(frame, "refresh", False),
             )
         case "reset":
@@ -99,7 +99,7 @@ def parse(text: str | bytes) -> Frame | None:
         case "heartbeat":
             return Heartbeat(_get(frame, "cursor", ""))
         case "expiring":
-            return Expiring(_get(frame, "in_ms", 0) / 1000)
+            return Expiring(_seconds(frame, "in_ms"))
         case "ok":
             channels = frame.get("channels")
             return Answer(frame.get("id"), None if channels is None else _names(channels), "", "")
@@ -125,22 +125,43 @@ def _notification(value: object) -> Notification:
     except ValueError as error:
         if not isinstance(value, dict):
             raise ProtocolError(str(error)) from error
-    # A payload whose fields have other kinds than here is one that this client
-    # does not know. To refuse it would be to reconnect to it for ever.
+    # One whose fields have other kinds than here is one that this client does not
+    # know. To refuse it would be to reconnect to it for ever.
+    kind = _or(value.get("message_type"), "")
     payload = value.get("payload")
-    try:
-        envelope = notification({**value, "payload": {}})
-    except ValueError as error:
-        raise ProtocolError(str(error)) from error
-    members = payload if isinstance(payload, dict) else {}
-    return replace(envelope, payload=UnknownPayload(type=envelope.message_type, members=members), raw=value)
+    return Notification(
+        message_id=_or(value.get("message_id"), ""),
+        message_type=kind,
+        user_id=_or(value.get("user_id"), ""),
+        priority=_or(value.get("priority"), 0),
+        timestamp=_or(value.get("timestamp"), 0),
+        source=_or(value.get("source"), ""),
+        payload=UnknownPayload(type=kind, members=payload if isinstance(payload, dict) else {}),
+        raw=value,
+    )
+
+
+def _or(value: object, default: T) -> T:
+    return value if _alike(value, default) else default
+
+
+def _alike(value: object, other: T) -> TypeGuard[T]:
+    """Whether both are of one kind: true and false are no numbers here."""
+    return isinstance(value, type(other)) and isinstance(value, bool) == isinstance(other, bool)
 
 
 def _get(frame: dict[str, object], key: str, default: T) -> T:
     value = frame.get(key, default)
-    if not isinstance(value, type(default)) or isinstance(value, bool) != isinstance(default, bool):
+    if not _alike(value, default):
         raise ProtocolError(f"{key} is a {type(value).__name__}")
     return value
+
+
+def _seconds(frame: dict[str, object], key: str) -> float:
+    value = frame.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+        raise ProtocolError(f"{key} is no time")
+    return min(value, 1e12) / 1000
 
 
 def _names(value: object) -> tuple[str, ...]:
