@@ -373,9 +373,13 @@ class Credentials(Case):
             p = self.program(server.url, backoff_base=0.001, credentials=ask)
             p.client._random = lambda: 1.0
             waits = p.waits()
+            welcomes: list[float] = []
             p.start()
-            for _ in range(4):
+            for number in range(4):
                 peer = await server.accept()
+                if number == 2:
+                    await asyncio.sleep(0.2)  # the pause begins behind this
+                welcomes.append(asyncio.get_running_loop().time())
                 peer.welcome()
                 peer.send({"action": "expiring", "in_ms": 200})
             await server.accept()
@@ -383,6 +387,8 @@ class Credentials(Case):
         self.assertEqual(waits, [0.001] * 4)
         for before, after in zip(times, times[1:]):
             self.assertGreaterEqual(after - before, 0.1)  # half of their life
+        for welcome, expired in zip(welcomes[1:], times[1:]):
+            self.assertGreaterEqual(expired - welcome, 0.1)
 
     async def test_a_callback_that_raises_for_expiring_ones_stops(self) -> None:
         async with Server() as server:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from ssl import SSLContext
@@ -125,7 +124,7 @@ class Client:
         self._settled.set()
         self._refreshing: asyncio.Task[None] | None = None  # owned by _attempt
         self._expires: float | None = None  # seconds that the server has told of last
-        self._renewed = -math.inf  # when credentials("expiring") was called last
+        self._renewed: float | None = None  # when credentials("expiring") was called last
 
         self._handover: Handover | None = None  # of an iteration
         self._running: asyncio.Task[None] | None = None  # of async with
@@ -266,7 +265,6 @@ class Client:
             self._settled.set()
             if self._connection is None:
                 self._stop_refreshing()
-        welcomed = asyncio.get_running_loop().time()
         try:
             await self._serve(connection)
         except Lost as lost:
@@ -279,7 +277,7 @@ class Client:
             self._connection = None
             self._stop_refreshing()
             await connection.abort()
-            if asyncio.get_running_loop().time() - welcomed >= self._stable:
+            if asyncio.get_running_loop().time() - connection.welcomed >= self._stable:
                 self._losses = 0
 
     async def _serve(self, connection: Connection) -> NoReturn:
@@ -392,10 +390,13 @@ class Client:
         # one due, so this looks again before it ends.
         while self._expires is not None:
             # Credentials that live for less than a minute expire as soon as they
-            # are there: without a pause this would be all that the client does.
-            due = self._renewed + max(self._least_pause, self._expires / 2)
+            # are there: without a pause this would be all that the client does. A
+            # connection that took long to come about has the whole of it, too.
+            pause = max(self._least_pause, self._expires / 2)
             self._expires = None
-            await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
+            if self._renewed is not None:
+                due = max(self._renewed, connection.welcomed) + pause
+                await asyncio.sleep(due - asyncio.get_running_loop().time())
             self._renewed = asyncio.get_running_loop().time()
             try:
                 given = await self._ask("expiring")

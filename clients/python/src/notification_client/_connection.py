@@ -84,6 +84,7 @@ class Connection:
 
     def __init__(self, ws: Any, factor: float, on_expiring: Callable[[Connection, float], None]) -> None:
         self.welcome: Welcome
+        self.welcomed = 0.0  # when, in the time of the loop
         self.loss: Loss | None = None  # set once, when nothing more arrives
         self._ws = ws
         self._factor = factor
@@ -249,6 +250,7 @@ class Connection:
                 return self._on_expiring(self, frame.left)
             case Welcome():
                 self.welcome = frame
+                self.welcomed = asyncio.get_running_loop().time()
                 self._silence = self._factor * frame.heartbeat
             case Heartbeat() if self._frames and isinstance(self._frames[-1], Heartbeat):
                 self._frames.pop()  # it is older
