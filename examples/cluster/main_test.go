@@ -12,6 +12,9 @@ import (
 )
 
 func TestCluster(t *testing.T) {
+	if testing.Short() {
+		t.Skip("skipped with -short: six processes, of which some are killed in eight seconds")
+	}
 	program := filepath.Join(t.TempDir(), "cluster")
 	out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput()
 	require.NoError(t, err, "%s", out)

@@ -38,6 +38,9 @@ func TestDurable(t *testing.T) {
 }
 
 func killed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("skipped with -short: a program that is compiled, and started four times")
+	}
 	program := filepath.Join(t.TempDir(), "exchange")
 	out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput()
 	require.NoError(t, err, "%s", out)
