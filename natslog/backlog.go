@@ -51,7 +51,6 @@ type batch struct {
 // An item is one archive of a batch.
 type item struct {
 	size uint32      // bytes
-	due  bool        // its caller is told with this batch; set by resolve
 	done func(error) // of Publish; nil: nobody is told
 	call *call       // of PublishWait, or of AllUsers in several partitions
 }
@@ -61,8 +60,9 @@ type item struct {
 type call struct {
 	state   atomic.Int32
 	left    atomic.Int32 // copies of which it is not yet known what becomes of them
+	untold  atomic.Int32 // copies whose batch has not come to them in tell
 	missed  atomic.Bool  // of a copy it will not be known
-	verdict error        // set by who brings left to zero, and tells it
+	verdict error        // set by who brings left to zero; told by who brings untold there
 	done    func(error)  // of Publish; nil: result
 	result  chan error   // of PublishWait, capacity 1
 }
@@ -98,6 +98,7 @@ func (q *backlog) put(n *notification.Notification, done func(error), c *call) e
 	}
 	if c != nil {
 		c.left.Store(1)
+		c.untold.Store(1)
 	}
 	q.counts.accepted++
 	if q.fits(b, size) {
@@ -134,6 +135,7 @@ func putAll(senders []*sender, n *notification.Notification, done func(error), c
 		return err
 	}
 	c.left.Store(int32(len(senders)))
+	c.untold.Store(int32(len(senders)))
 	b := first.queue[len(first.queue)-1]
 	archive := b.data[len(b.data)-int(b.items[len(b.items)-1].size):]
 	for _, s := range senders[1:] {
@@ -316,8 +318,8 @@ func (q *backlog) acknowledged(b *batch) {
 	q.recycle(b)
 }
 
-// resolve says what has become of b: nil, errLeft or errOnItsWay. It counts, and
-// marks who is to be told. mu is held.
+// resolve says what has become of b: nil, errLeft or errOnItsWay. It counts; tell
+// tells. mu is held.
 func (q *backlog) resolve(b *batch, err error) {
 	b.err = err
 	for i := range b.items {
@@ -337,7 +339,6 @@ func (q *backlog) resolve(b *batch, err error) {
 			}
 			c.verdict = verdict
 		}
-		it.due = true
 		q.p.lanes[q.laneNo].queued.Add(-1)
 		switch verdict {
 		case nil:
@@ -357,15 +358,18 @@ var (
 	errOnItsWay = fmt.Errorf("%w: its block is on its way: %w", ErrUncertain, notification.ErrClosed)
 )
 
-// tell tells the callers that are due. No lock is held.
+// tell tells the callers, in the order of b. A call with copies in several partitions
+// is told by the last that comes to it here, and not by the last to resolve it: that
+// one would overtake another that has resolved an earlier call and not told it yet.
+// No lock is held.
 func (b *batch) tell() {
 	for i := range b.items {
 		switch it := &b.items[i]; {
-		case !it.due:
 		case it.call == nil:
 			if it.done != nil {
 				it.done(b.err)
 			}
+		case it.call.untold.Add(-1) > 0:
 		case it.call.done != nil:
 			it.call.done(it.call.verdict)
 		default:

@@ -309,6 +309,40 @@ func TestPublishForAllUsers(t *testing.T) {
 		}
 	})
 
+	t.Run("done is told in their order, also if a partition is late to tell the first", func(t *testing.T) {
+		l := open(t, Config{URL: s.URL, Name: "late", Partitions: 2, MaxBytes: 4 << 20})
+		p, err := l.NewPublisher(PublisherConfig{}) // nobody runs it: the test is both senders
+		require.NoError(t, err)
+		first, second := p.senders[notification.P3][partitionOf("alice", 2)], p.senders[notification.P3][1-partitionOf("alice", 2)]
+		take := func(s *sender) *batch {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			b := s.queue[0]
+			s.queue = s.queue[1:]
+			s.seal(b)
+			s.sent = b
+			return b
+		}
+		r := newResults()
+		held, release := make(chan struct{}), make(chan struct{})
+		require.NoError(t, p.Publish(note("alice", "alice", notification.P3), func(error) { close(held); <-release }))
+		require.NoError(t, p.Publish(note("a", notification.AllUsers, notification.P3), r.done("a")))
+		second.acknowledged(take(second))
+		require.NoError(t, p.Publish(note("b", notification.AllUsers, notification.P3), r.done("b")))
+		var telling sync.WaitGroup
+		all := take(first)
+		telling.Go(func() { first.acknowledged(all) }) // ends with release
+		<-held
+		second.acknowledged(take(second)) // all copies of both are in the log now
+		require.EqualValues(t, 3, p.Stats().Lanes[notification.P3].Acknowledged)
+		require.Empty(t, r.told)
+		close(release)
+		telling.Wait()
+		require.Equal(t, []string{"a", "b"}, r.told)
+		require.NoError(t, p.Shutdown(patient(t)))
+		conserved(t, p)
+	})
+
 	t.Run("the copies do not fit beside what is large", func(t *testing.T) {
 		l := open(t, Config{URL: s.URL, Name: "large", Partitions: 2, MaxBytes: 4 << 20})
 		p := publisher(t, l, PublisherConfig{BlockBytes: 1 << 10, Linger: all(time.Hour)})
