@@ -53,6 +53,25 @@ func NewCollector(b *notification.Broker, gateways ...*notification.Gateway) *Co
 	return c
 }
 
+// NewGatewaysCollector returns a collector for Gateways that are somebody else's and
+// shows what a Collector shows of its own. stats is called at each scrape, and returns
+// what there is of all of them, each with an ID of its own.
+func NewGatewaysCollector(stats func() []notification.GatewayStats) prometheus.Collector {
+	return gatewaysCollector{stats}
+}
+
+type gatewaysCollector struct {
+	stats func() []notification.GatewayStats
+}
+
+// Describe implements prometheus.Collector.
+func (c gatewaysCollector) Describe(ch chan<- *prometheus.Desc) { describeGateways(ch) }
+
+// Collect implements prometheus.Collector.
+func (c gatewaysCollector) Collect(ch chan<- prometheus.Metric) {
+	collectGateways(ch, slices.Clone(c.stats()))
+}
+
 // Add shows g from the next scrape on, in the place of another Gateway with its
 // ID: one that has been stopped and built anew, say. A nil g is ignored.
 func (c *Collector) Add(g *notification.Gateway) {
@@ -78,10 +97,14 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, ofBroker)
 	describe(ch, ofBrokerLane)
 	describe(ch, ofReceiver)
-	describe(ch, ofGateway)
-	describe(ch, ofGatewayLane)
 	ch <- brokerDropped
 	ch <- brokerLatency
+	describeGateways(ch)
+}
+
+func describeGateways(ch chan<- *prometheus.Desc) {
+	describe(ch, ofGateway)
+	describe(ch, ofGatewayLane)
 	ch <- gatewayLatency
 }
 
@@ -105,7 +128,7 @@ func (c *Collector) collectBroker(ch chan<- prometheus.Metric, s notification.Br
 	for p := range s.Lanes {
 		lane := notification.Priority(p).String()
 		send(ch, ofBrokerLane, &s.Lanes[p], lane)
-		ch <- newLatency(brokerLatency, s.Lanes[p].Latency, lane)
+		ch <- NewLatency(brokerLatency, s.Lanes[p].Latency, lane)
 	}
 	dropped := s.Departed.Dropped
 	// Gateways and receivers share one set of IDs, global subscribers have
@@ -139,7 +162,7 @@ func collectGateways(ch chan<- prometheus.Metric, stats []notification.GatewaySt
 		for p := range s.Lanes {
 			lane := notification.Priority(p).String()
 			send(ch, ofGatewayLane, &s.Lanes[p], name, lane)
-			ch <- newLatency(gatewayLatency, s.Lanes[p].Latency, name, lane)
+			ch <- NewLatency(gatewayLatency, s.Lanes[p].Latency, name, lane)
 		}
 	}
 }
@@ -331,7 +354,9 @@ type latency struct {
 	classic []*dto.Bucket
 }
 
-func newLatency(d *prometheus.Desc, h notification.Histogram, labels ...string) prometheus.Metric {
+// NewLatency returns a metric of a Histogram of this library in both forms, for
+// collectors of other Stats. d is a description with as many variable labels.
+func NewLatency(d *prometheus.Desc, h notification.Histogram, labels ...string) prometheus.Metric {
 	native := make(map[int]int64)
 	cumulative := make([]uint64, len(bounds))
 	var zero uint64

@@ -232,6 +232,16 @@ func TestEveryNumberOfStats(t *testing.T) {
 	})
 }
 
+func TestGatewaysOfOthers(t *testing.T) {
+	g := newGateway(t, "g", notification.GatewayConfig{})
+	own := gather(t, NewCollector(nil, g))
+	others := gather(t, NewGatewaysCollector(func() []notification.GatewayStats { return []notification.GatewayStats{g.Stats()} }))
+	require.Equal(t, len(own), len(others))
+	for name, f := range own {
+		require.Equal(t, len(f.Metric), len(others[name].Metric), name)
+	}
+}
+
 func label(m *dto.Metric, name string) string {
 	for _, l := range m.Label {
 		if l.GetName() == name {

@@ -69,5 +69,5 @@ func (c *TransportCollector) Collect(ch chan<- prometheus.Metric) {
 	for code, n := range s.Closed {
 		ch <- prometheus.MustNewConstMetric(c.closed, prometheus.CounterValue, float64(n), code.String())
 	}
-	ch <- newLatency(c.write, s.WriteLatency)
+	ch <- NewLatency(c.write, s.WriteLatency)
 }
