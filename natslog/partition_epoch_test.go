@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -301,4 +303,42 @@ func TestPartitionHaltsAtRandom(t *testing.T) {
 	lanes.Wait()
 	require.Greater(t, begun.Load(), int64(2*lanesOf))
 	t.Logf("%d epochs, %d times a lane began in one", last-7, begun.Load())
+}
+
+// A logHandler calls a function for each line of a log.
+type logHandler struct {
+	slog.Handler
+	line func(text string)
+}
+
+func (h logHandler) Enabled(context.Context, slog.Level) bool { return true }
+func (h logHandler) WithAttrs([]slog.Attr) slog.Handler       { return h }
+func (h logHandler) Handle(_ context.Context, r slog.Record) error {
+	h.line(r.Message)
+	return nil
+}
+
+func TestPartitionGetsWarm(t *testing.T) {
+	const P1 = notification.P1
+	t.Run("a session that was let in just before the log began anew learns of the gap when it is warm", func(t *testing.T) {
+		f := newFedPartition(t, notification.GatewayConfig{})
+		f.run()
+		s, err := f.part.gateway.RegisterSession(notification.SessionConfig{ID: "alice", UserID: "alice", Sink: notification.SinkFunc(nil)})
+		require.NoError(t, err) // which is what registerSession does once it has seen that it was warm
+		f.feed(t.Context(), P1, note("a", "alice", P1))
+		f.warm()
+		<-s.Done()
+		require.ErrorIs(t, s.Err(), notification.ErrGap)
+	})
+	t.Run("a lane that has caught up feeds from the moment on in which sessions may begin", func(t *testing.T) {
+		var f *fedPartition
+		f = newFedPartition(t, notification.GatewayConfig{Logger: slog.New(logHandler{line: func(text string) {
+			if f != nil && strings.HasPrefix(text, "gap") { // the last lane has caught up, and another reads on
+				f.feed(t.Context(), P1, note("a", "bob", P1))
+			}
+		}})})
+		f.warm()
+		require.EqualValues(t, 1, f.part.lanes[P1].counts.strangers.Load())
+		require.Zero(t, f.part.lanes[P1].counts.warming.Load())
+	})
 }
