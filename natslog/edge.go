@@ -11,11 +11,12 @@ import (
 	"sync/atomic"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/web"
 )
 
 // ErrElsewhere: another edge has the partition of this user. It is web.ErrElsewhere,
-// so that wsgateway and ssegateway answer 421.
-var ErrElsewhere = errors.New("elsewhere")
+// so that wsgateway answers 421, and ssegateway tells to come back.
+var ErrElsewhere = web.ErrElsewhere
 
 // EdgeConfig configures an Edge. The zero value is ready to use.
 type EdgeConfig struct {

@@ -44,6 +44,7 @@ func NewTransportCollector(name string, t Transport) *TransportCollector {
 			counter(refused, func(s *web.Stats) uint64 { return s.Refused.Credentials }, "credentials"),
 			counter(refused, func(s *web.Stats) uint64 { return s.Refused.Forbidden }, "forbidden"),
 			counter(refused, func(s *web.Stats) uint64 { return s.Refused.CursorGone }, "cursor_gone"),
+			counter(refused, func(s *web.Stats) uint64 { return s.Refused.Elsewhere }, "elsewhere"),
 			counter(refused, func(s *web.Stats) uint64 { return s.Refused.Failed }, "failed"),
 			counter(frames, func(s *web.Stats) uint64 { return s.FramesIn }, "in"),
 			counter(frames, func(s *web.Stats) uint64 { return s.FramesOut }, "out"),

@@ -24,7 +24,7 @@ func someTransport() transport {
 	writes.Record(3 * time.Millisecond)
 	return transport{
 		Connections: 101, Accepted: 102,
-		Refused:  web.Refusals{BadRequest: 103, Origin: 104, Full: 105, Credentials: 106, Forbidden: 107, CursorGone: 108, Failed: 109},
+		Refused:  web.Refusals{BadRequest: 103, Origin: 104, Full: 105, Credentials: 106, Forbidden: 107, CursorGone: 108, Failed: 109, Elsewhere: 118},
 		Closed:   map[web.Code]uint64{web.CodeReplaced: 110, 0: 111},
 		FramesIn: 112, FramesOut: 113, BytesIn: 114, BytesOut: 115, Commands: 116, CommandErrors: 117,
 		WriteLatency: writes.Snapshot(),
@@ -41,7 +41,7 @@ func TestTransport(t *testing.T) {
 				shown[math.Max(m.GetCounter().GetValue(), m.GetGauge().GetValue())] = true
 			}
 		}
-		for n := 101.0; n <= 117; n++ {
+		for n := 101.0; n <= 118; n++ {
 			require.True(t, shown[n], "%v", n)
 		}
 	})

@@ -43,9 +43,9 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, status int, sai
 	return false
 }
 
-// later answers with a stream that tells to come back.
-func (h *Handler) later(w http.ResponseWriter, r *http.Request, why string) bool {
-	h.counts.Refused(http.StatusServiceUnavailable)
+// later answers with a stream that tells to come back, in place of a status.
+func (h *Handler) later(w http.ResponseWriter, status int, why string) bool {
+	h.counts.Refused(status)
 	h.fullLog.Note(h.log, "streams refused", why)
 	setHeader(w)
 	_, _ = fmt.Fprintf(w, "retry: %d\nevent: close\ndata: {\"code\":%d,\"reason\":\"try again later\"}\n\n", retry(retryBusy), web.CodeTryAgain)
@@ -83,7 +83,7 @@ func (h *Handler) admit(s *stream, w http.ResponseWriter, r *http.Request) bool 
 	// is refused.
 	switch giveWay, ok := h.door.Claim(s); {
 	case !ok:
-		return h.later(w, r, "no more connections")
+		return h.later(w, http.StatusServiceUnavailable, "no more connections")
 	case giveWay != nil:
 		giveWay.end(ending{code: web.CodeReplaced, text: "replaced by a newer session"})
 	}
@@ -93,11 +93,13 @@ func (h *Handler) admit(s *stream, w http.ResponseWriter, r *http.Request) bool 
 	var resumed bool
 	s.session, resumed, err = door.Register(h.sessions, notification.SessionConfig{UserID: s.user, Sink: s, Channels: channels}, cursor, true)
 	if err != nil {
-		if status := door.StatusOf(err); status != http.StatusServiceUnavailable {
+		switch status := door.StatusOf(err); status {
+		case http.StatusServiceUnavailable, http.StatusMisdirectedRequest: // another server may be asked next
+			return h.later(w, status, err.Error())
+		default:
 			h.log.Error("stream refused: no session", "user", s.user, "error", err)
 			return h.refuse(w, r, status, "", err)
 		}
-		return h.later(w, r, err.Error())
 	}
 	s.hello(resumed, cursor != "" && !resumed)
 	return true

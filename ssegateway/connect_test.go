@@ -217,6 +217,19 @@ func TestRefusals(t *testing.T) {
 		later(t, s, "user=bob")
 		require.EqualValues(t, 3, s.handler.Stats().Refused.Full)
 	})
+	t.Run("a log that has to be waited for, and a user of another server, are 200: come back later", func(t *testing.T) {
+		for _, reason := range []error{notification.ErrTryAgain, web.ErrElsewhere} {
+			s := serve(t, notification.GatewayConfig{}, Config{})
+			s.handler.sessions = sessions(func(notification.SessionConfig) (*notification.Session, error) {
+				return nil, fmt.Errorf("%w: for a reason", reason)
+			})
+			later(t, s, "user=bob")
+			s.noStreams()
+			refused := s.handler.Stats().Refused
+			require.EqualValues(t, 1, refused.Full+refused.Elsewhere)
+			require.Equal(t, errors.Is(reason, web.ErrElsewhere), refused.Elsewhere == 1)
+		}
+	})
 	t.Run("whatever else keeps a session from being made is 500, and the log says why", func(t *testing.T) {
 		var log lockedBuffer
 		h, err := New(sessions(func(notification.SessionConfig) (*notification.Session, error) {

@@ -189,7 +189,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !h.door.Enter(s) {
-		h.later(w, r, "no more connections")
+		h.later(w, http.StatusServiceUnavailable, "no more connections")
 		return
 	}
 	defer h.door.Leave(s)

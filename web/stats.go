@@ -23,9 +23,10 @@ type Stats struct {
 type Refusals struct {
 	BadRequest  uint64 // no handshake, a body, a query that cannot be understood
 	Origin      uint64 // from a foreign page
-	Full        uint64 // over MaxConnections or the Gateway's MaxSessions, or shutting down
+	Full        uint64 // over MaxConnections or the Gateway's MaxSessions, shutting down, or its log has to be waited for
 	Credentials uint64 // missing, wrong, expired
 	Forbidden   uint64 // good, and not good enough
 	CursorGone  uint64 // without a subprotocol there is no reset
+	Elsewhere   uint64 // another server has this user
 	Failed      uint64 // what the server does wrong: it cannot be upgraded here, or no session
 }

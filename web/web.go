@@ -19,6 +19,11 @@ import (
 // [CodeCredentials], which make a client ask for new credentials.
 var ErrForbidden = errors.New("web: forbidden")
 
+// ErrElsewhere: another server has this user. Who makes sessions for a part of the
+// users, as an edge of natslog does, wraps it in the error of RegisterSession: 421,
+// or another try.
+var ErrElsewhere = errors.New("web: another server has this user")
+
 // An Identity is what the check of credentials found out.
 type Identity struct {
 	// UserID is whose notifications the connection gets. Nobody (empty) and

@@ -88,6 +88,8 @@ func (h *Handler) register(c *conn, channels []notification.Channel, cursor stri
 		switch status := door.StatusOf(err); status {
 		case http.StatusServiceUnavailable:
 			return h.full(err.Error())
+		case http.StatusMisdirectedRequest:
+			return &refusal{status: status, said: "another server has this user", err: err}
 		case http.StatusGone: // without a subprotocol there is no reset
 			return &refusal{status: status, said: "cursor gone: load a snapshot, connect without it", err: err}
 		default:

@@ -295,6 +295,24 @@ func TestRefusals(t *testing.T) {
 			s.noConnections()
 		}
 	})
+	t.Run("a log that has to be waited for is 503, and a user of another server 421, with either", func(t *testing.T) {
+		for status, reason := range map[int]error{503: notification.ErrTryAgain, 421: web.ErrElsewhere} {
+			h, err := New(sessions(func(notification.SessionConfig) (*notification.Session, error) {
+				return nil, fmt.Errorf("%w: for a reason", reason)
+			}), Config{Authenticate: authenticate})
+			require.NoError(t, err)
+			s := serveHandler(t, h)
+			for _, batches := range []bool{false, true} {
+				_, resp, err := s.tryDial("alice", batches, "", nil)
+				require.Error(t, err)
+				require.Equal(t, status, resp.StatusCode)
+			}
+			s.noConnections()
+			refused := h.Stats().Refused
+			require.EqualValues(t, 2, refused.Full+refused.Elsewhere)
+			require.Equal(t, status == 421, refused.Elsewhere == 2)
+		}
+	})
 	t.Run("whatever else keeps a session from being made is 500, and the log says why", func(t *testing.T) {
 		var log lockedBuffer
 		h, err := New(sessions(func(notification.SessionConfig) (*notification.Session, error) {

@@ -17,7 +17,8 @@ type Counters struct {
 	FramesIn, FramesOut, BytesIn   atomic.Uint64
 	Commands, CommandErrors        atomic.Uint64
 	badRequest, full, unauthorized atomic.Uint64
-	forbidden, failed, bytesOut    atomic.Uint64
+	forbidden, failed, elsewhere   atomic.Uint64
+	bytesOut                       atomic.Uint64
 	writes                         notification.HistogramRecorder
 
 	mu     sync.Mutex
@@ -33,6 +34,8 @@ func (n *Counters) Refused(status int) {
 		n.forbidden.Add(1)
 	case http.StatusServiceUnavailable:
 		n.full.Add(1)
+	case http.StatusMisdirectedRequest:
+		n.elsewhere.Add(1)
 	case http.StatusGone:
 		n.CursorGone.Add(1)
 	case http.StatusInternalServerError, http.StatusNotImplemented:
@@ -73,7 +76,7 @@ func (n *Counters) Snapshot() web.Stats {
 	s.Connections = int(s.Accepted - closed)
 	s.Refused = web.Refusals{
 		BadRequest: n.badRequest.Load(), Origin: n.Origin.Load(), Full: n.full.Load(), Credentials: n.unauthorized.Load(),
-		Forbidden: n.forbidden.Load(), CursorGone: n.CursorGone.Load(), Failed: n.failed.Load(),
+		Forbidden: n.forbidden.Load(), CursorGone: n.CursorGone.Load(), Elsewhere: n.elsewhere.Load(), Failed: n.failed.Load(),
 	}
 	s.FramesIn, s.FramesOut = n.FramesIn.Load(), n.FramesOut.Load()
 	s.BytesIn, s.BytesOut = n.BytesIn.Load(), n.bytesOut.Load()

@@ -250,7 +250,7 @@ func TestFullLog(t *testing.T) {
 
 func TestCounters(t *testing.T) {
 	var n Counters
-	for status, times := range map[int]int{400: 1, 405: 1, 426: 1, 401: 2, 403: 3, 410: 4, 500: 5, 501: 1, 503: 7} {
+	for status, times := range map[int]int{400: 1, 405: 1, 426: 1, 401: 2, 403: 3, 410: 4, 421: 9, 500: 5, 501: 1, 503: 7} {
 		for range times {
 			n.Refused(status)
 		}
@@ -261,7 +261,7 @@ func TestCounters(t *testing.T) {
 	n.Closed(web.CodeGap)
 	n.Wrote(100, time.Second)
 	s := n.Snapshot()
-	require.Equal(t, web.Refusals{BadRequest: 3, Credentials: 2, Forbidden: 3, CursorGone: 4, Failed: 6, Full: 7, Origin: 8}, s.Refused)
+	require.Equal(t, web.Refusals{BadRequest: 3, Credentials: 2, Forbidden: 3, CursorGone: 4, Elsewhere: 9, Failed: 6, Full: 7, Origin: 8}, s.Refused)
 	require.Equal(t, 1, s.Connections)
 	require.Equal(t, map[web.Code]uint64{web.CodeGap: 2}, s.Closed)
 	require.EqualValues(t, 100, s.BytesOut)

@@ -53,11 +53,13 @@ func Register(g Sessions, cfg notification.SessionConfig, cursor string, orElse 
 }
 
 // StatusOf returns the HTTP status for an error of Register: 503 if there is no
-// room here, and perhaps elsewhere.
+// room here, or not yet, and perhaps elsewhere.
 func StatusOf(err error) int {
 	switch {
-	case errors.Is(err, notification.ErrTooManySessions), errors.Is(err, notification.ErrClosed):
+	case errors.Is(err, notification.ErrTooManySessions), errors.Is(err, notification.ErrClosed), errors.Is(err, notification.ErrTryAgain):
 		return http.StatusServiceUnavailable
+	case errors.Is(err, web.ErrElsewhere):
+		return http.StatusMisdirectedRequest
 	case errors.Is(err, notification.ErrCursorGone):
 		return http.StatusGone
 	}
