@@ -231,6 +231,10 @@ func (g *Gateway) missed(ctx context.Context, cfg *SessionConfig, upTo [NumPrior
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w: user %q: the cursor is ahead of the Log here", ErrTryAgain, cfg.UserID)
+		case <-g.life.draining:
+			return nil, closedError()
+		case <-g.life.stopping:
+			return nil, closedError()
 		case <-time.After(logPoll):
 		}
 	}

@@ -402,6 +402,26 @@ func TestLogWaits(t *testing.T) {
 			require.Empty(t, behind(t, b.g, "u", at))
 		})
 	})
+	for name, stop := range map[string]func(t *testing.T, g *Gateway){
+		"Shutdown":       func(t *testing.T, g *Gateway) { drain(t, g) },
+		"the end of Run": func(_ *testing.T, g *Gateway) { g.life.cut(nil); rouse(g.wake) },
+	} {
+		t.Run("it does not keep anybody behind "+name, func(t *testing.T) {
+			withLog(t, func(t *testing.T, l *logTest) {
+				b, at := ahead(t, l)
+				began, stopped := time.Now(), make(chan struct{})
+				go func() { // ends after a second
+					nap(time.Second)
+					stop(t, b.g)
+					close(stopped)
+				}()
+				_, err := tryJoin(t, b.g, "u", at)
+				require.ErrorIs(t, err, ErrClosed)
+				require.Equal(t, time.Second, time.Since(began))
+				<-stopped
+			})
+		})
+	}
 	t.Run("a cursor from beyond the end of the log is gone at once", func(t *testing.T) {
 		withLog(t, func(t *testing.T, l *logTest) {
 			b, at := ahead(t, l)

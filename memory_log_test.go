@@ -32,8 +32,8 @@ type memoryLog struct {
 
 type memoryLane struct {
 	entries []logEntry
-	block   uint64 // the last
-	gone    uint64 // the last number that is no longer kept
+	block   uint64   // the last
+	gone    logEntry // the last that is no longer kept
 }
 
 type logEntry struct {
@@ -95,7 +95,16 @@ func (l *memoryLane) end() uint64 {
 	if n := len(l.entries); n > 0 {
 		return l.entries[n-1].number
 	}
-	return l.gone
+	return l.gone.number
+}
+
+// place returns the last entry up to this number, the zero one if there never was
+// any. It reports false if that is not known any more.
+func (l *memoryLane) place(number uint64) (e logEntry, ok bool) {
+	if n := len(l.entries) - len(l.behind(number)); n > 0 {
+		return l.entries[n-1], true
+	}
+	return l.gone, number >= l.gone.number
 }
 
 // behind returns the entries with a number over this.
@@ -109,7 +118,7 @@ func (l *memoryLog) trim(p Priority, keep int) {
 	defer l.mu.Unlock()
 	lane := &l.lanes[p]
 	if n := len(lane.entries) - keep; n > 0 {
-		lane.gone = lane.entries[n-1].number
+		lane.gone = lane.entries[n-1]
 		lane.entries = slices.Clone(lane.entries[n:])
 	}
 }
@@ -149,6 +158,7 @@ type memoryEdge struct {
 
 	// What a test wants to happen at that moment; nil: nothing.
 	onAt     func()                          // At has read, and is about to return
+	onFeed   func()                          // the feeder is about to read
 	onRaised func(p Priority)                // a piece is in At, and the Gateway has not been asked for it
 	onMissed func(ctx context.Context) error // Missed has its answer; an error is the answer then
 }
@@ -225,8 +235,8 @@ func (e *memoryEdge) missed(userID string, channels []Channel, after, upTo [NumP
 		switch {
 		case after[p] > lane.end():
 			return nil, fmt.Errorf("%w: P%d ends at %d, before %d", ErrCursorGone, p, lane.end(), after[p])
-		case after[p] < upTo[p] && after[p] < max(lane.gone, from[p]):
-			return nil, fmt.Errorf("%w: P%d begins behind %d, after %d", ErrCursorGone, p, max(lane.gone, from[p]), after[p])
+		case after[p] < upTo[p] && after[p] < max(lane.gone.number, from[p]):
+			return nil, fmt.Errorf("%w: P%d begins behind %d, after %d", ErrCursorGone, p, max(lane.gone.number, from[p]), after[p])
 		}
 		for _, entry := range lane.behind(after[p]) {
 			switch n := entry.n; {
@@ -248,16 +258,11 @@ func (e *memoryEdge) Seal(userID string, numbers [NumPriorities]uint64) (uint64,
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(userID))
 	for p, number := range numbers {
-		lane := &e.log.lanes[p]
-		there := lane.entries[:len(lane.entries)-len(lane.behind(number))]
-		stored := uint64(0) // before the first there ever was
-		if len(there) > 0 {
-			stored = there[len(there)-1].stored
-		}
-		if epoch != e.log.epoch || number > at[p] || len(there) == 0 && lane.gone > 0 {
+		entry, ok := e.log.lanes[p].place(number)
+		if !ok || epoch != e.log.epoch || number > at[p] {
 			return 0, false
 		}
-		_, _ = h.Write(binary.LittleEndian.AppendUint64(nil, stored))
+		_, _ = h.Write(binary.LittleEndian.AppendUint64(nil, entry.stored))
 	}
 	return h.Sum64(), true
 }
@@ -268,6 +273,9 @@ const pieceSize = 16
 // feed feeds the next piece of each lane and reports whether there was one. It
 // waits while the inbox is full, until quit.
 func (e *memoryEdge) feed(quit <-chan struct{}) (more bool) {
+	if e.onFeed != nil {
+		e.onFeed()
+	}
 	for p := range NumPriorities {
 		piece, gone, ok := e.read(Priority(p))
 		switch {
@@ -297,8 +305,8 @@ func (e *memoryEdge) read(p Priority) (piece []logEntry, gone uint64, ok bool) {
 	if epoch != e.log.epoch {
 		return nil, 0, false
 	}
-	if lane.gone > at[p] {
-		return nil, lane.gone, true
+	if lane.gone.number > at[p] {
+		return nil, lane.gone.number, true
 	}
 	piece = lane.behind(at[p])
 	return slices.Clone(piece[:min(len(piece), pieceSize)]), 0, true
@@ -312,8 +320,9 @@ func (e *memoryEdge) feedPiece(p Priority, piece []logEntry, quit <-chan struct{
 	}
 	held := false
 	for _, entry := range piece {
-		if held = e.g.Holds(entry.n.UserID); held {
-			e.send(p, NewMessageAt(entry.n, entry.number), quit)
+		held = e.g.Holds(entry.n.UserID)
+		if held && !e.send(p, NewMessageAt(entry.n, entry.number), quit) {
+			return // nothing may come behind what is missing
 		}
 	}
 	if !held { // so that the cursors of all move on
@@ -321,11 +330,14 @@ func (e *memoryEdge) feedPiece(p Priority, piece []logEntry, quit <-chan struct{
 	}
 }
 
-func (e *memoryEdge) send(p Priority, m *Message, quit <-chan struct{}) {
+// send reports false if quit came first.
+func (e *memoryEdge) send(p Priority, m *Message, quit <-chan struct{}) bool {
 	select {
 	case e.g.Inbox()[p] <- m:
 		e.sent[p].Add(1)
+		return true
 	case <-quit:
+		return false
 	}
 }
 

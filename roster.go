@@ -145,7 +145,7 @@ func (r *roster) outdated(u *user) bool {
 func (r *roster) open(s *Session) error {
 	switch {
 	case r.closed:
-		return fmt.Errorf("%w: the Gateway takes no more sessions", ErrClosed)
+		return closedError()
 	case r.byID[s.id] != nil:
 		return fmt.Errorf("%w: %q", ErrSessionExists, s.id)
 	}
@@ -211,6 +211,8 @@ func (r *roster) resumable(u *user, s *Session, after Cursor) bool {
 		(after.sealed || after.user == u.history.key) && // the Seal was compared before
 		r.history.resumable(u.history, &place{seqs: after.seqs, filter: s.filter.Load(), missed: s.resume.at.missed})
 }
+
+func closedError() error { return fmt.Errorf("%w: the Gateway takes no more sessions", ErrClosed) }
 
 func goneError(userID string) error { return fmt.Errorf("%w: user %q", ErrCursorGone, userID) }
 
