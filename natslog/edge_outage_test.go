@@ -455,7 +455,7 @@ func TestEdgeStreamLimit(t *testing.T) {
 		alice.leave()
 	})
 	t.Run("that is overrun during a replay does not make a hole in it", func(t *testing.T) {
-		want := x.say("carol", P1, 50)
+		x.say("carol", P1, 50)
 		carol := newListener(t, "carol")
 		carol.free, carol.cursor = make(chan struct{}), begin
 		require.ErrorIs(t, carol.connect(x.one), notification.ErrCursorGone, "a cursor is its user's")
@@ -464,7 +464,7 @@ func TestEdgeStreamLimit(t *testing.T) {
 		x.catchesUp(tight)
 		require.NoError(t, carol.connect(tight))
 		carol.leave()
-		want = x.say("carol", P1, 50)
+		want := x.say("carol", P1, 50)
 		x.catchesUp(tight)
 		require.NoError(t, carol.connect(tight)) // begins to replay, and blocks
 		for range 2 {

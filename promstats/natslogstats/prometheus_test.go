@@ -71,7 +71,7 @@ func TestPrometheus(t *testing.T) {
 	for i := range of.edge.Streams {
 		of.edge.Streams[i].Lag = 0
 	}
-	of.publisher = natslog.PublisherStats{}
+	of.publisher, of.reader.Lag = natslog.PublisherStats{}, 0
 	server := httptest.NewServer(promhttp.HandlerFor(registry(t, of), promhttp.HandlerOpts{}))
 	t.Cleanup(server.Close)
 	dir := t.TempDir()
@@ -122,7 +122,7 @@ scrape_configs:
 		}
 		return len(answer.Data.Result), true
 	}
-	becomes := func(expr string, want int) {
+	becomes := func(t *testing.T, expr string, want int) {
 		t.Helper()
 		for give := time.Now().Add(2 * time.Minute); ; <-time.After(50 * time.Millisecond) {
 			n, ok := query(expr)
@@ -140,23 +140,23 @@ scrape_configs:
 	firing := func(name string) string { return `ALERTS{alertstate="firing",alertname="` + name + `"}` }
 
 	t.Run("it has every stream, lane and Gateway", func(t *testing.T) {
-		becomes(`notification_log_edge_lag_blocks`, 2)
-		becomes(`notification_log_publisher_accepted_total`, notification.NumPriorities)
-		becomes(`notification_gateway_sessions`, 2)
+		becomes(t, `notification_log_edge_lag_blocks`, 2)
+		becomes(t, `notification_log_publisher_accepted_total`, notification.NumPriorities)
+		becomes(t, `notification_gateway_sessions`, 2)
 	})
 	t.Run("an edge that is behind is told, and nothing else, and no longer when it has caught up", func(t *testing.T) {
 		change(func() { of.edge.Streams[0].Lag = 5000 })
-		becomes(firing("NotificationLogLag"), 1)
-		becomes(`ALERTS{alertstate="firing"}`, 1)
+		becomes(t, firing("NotificationLogLag"), 1)
+		becomes(t, `ALERTS{alertstate="firing"}`, 1)
 		change(func() { of.edge.Streams[0].Lag = 3 })
-		becomes(firing("NotificationLogLag"), 0)
+		becomes(t, firing("NotificationLogLag"), 0)
 	})
 	t.Run("another epoch is told, and stays told", func(t *testing.T) {
 		change(func() { of.edge.Streams[1].Epochs++ })
-		becomes(firing("NotificationLogEpoch"), 1)
+		becomes(t, firing("NotificationLogEpoch"), 1)
 	})
 	t.Run("a publisher whose servers are away is told", func(t *testing.T) {
 		change(func() { of.publisher.Lanes[notification.P0].Stalled = time.Minute })
-		becomes(firing("NotificationLogStalled"), 1)
+		becomes(t, firing("NotificationLogStalled"), 1)
 	})
 }
