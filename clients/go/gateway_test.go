@@ -376,6 +376,7 @@ func TestGateway(t *testing.T) {
 			x.tell(lane)
 		}
 		<-time.After(time.Minute) // and heartbeats keep it alive
+		synctest.Wait()
 		require.Equal(t, 1, book.taken)
 		var refused *CommandError
 		require.ErrorAs(t, client.change(t.Context(), "nonsense", []notification.Channel{1}, slices.Clone), &refused)
@@ -383,8 +384,9 @@ func TestGateway(t *testing.T) {
 		require.NoError(t, client.Unsubscribe(t.Context(), notification.ChannelRisk))
 		x.tell(0)
 		<-time.After(time.Minute)
+		synctest.Wait()
 		require.Equal(t, 1, book.taken)
-		require.Equal(t, StatusLive, client.State().Status)
+		require.Equal(t, StatusLive, client.State().Status, "%+v", client.State())
 
 		require.NoError(t, client.Shutdown(t.Context()))
 		require.NoError(t, <-ran)
