@@ -13,6 +13,7 @@ require (
 	github.com/qaexchange/notification/natslog v0.1.0
 	github.com/qaexchange/notification/natslog/embedded v0.1.0
 	github.com/qaexchange/notification/promstats v0.1.0
+	github.com/qaexchange/notification/promstats/natslogstats v0.1.0
 	github.com/qaexchange/notification/wsgateway v0.1.0
 	github.com/stretchr/testify v1.12.1
 )
@@ -55,6 +56,7 @@ replace (
 	github.com/qaexchange/notification/natslog => ../natslog
 	github.com/qaexchange/notification/natslog/embedded => ../natslog/embedded
 	github.com/qaexchange/notification/promstats => ../promstats
+	github.com/qaexchange/notification/promstats/natslogstats => ../promstats/natslogstats
 	github.com/qaexchange/notification/ssegateway => ../ssegateway
 	github.com/qaexchange/notification/wsgateway => ../wsgateway
 )

@@ -19,7 +19,7 @@ type bus interface {
 
 	// stats is what a Broker and a Gateway have counted, or would have.
 	stats() (notification.BrokerStats, notification.GatewayStats)
-	collector() prometheus.Collector
+	collectors() []prometheus.Collector
 
 	// The way down, in this order: what was accepted is on its way to the sessions
 	// when publishing has ended, and with them when serving has.
@@ -64,7 +64,9 @@ func (m *memory) stats() (notification.BrokerStats, notification.GatewayStats) {
 	return m.Broker.Stats(), m.gateway.Stats()
 }
 
-func (m *memory) collector() prometheus.Collector { return promstats.NewCollector(m.Broker, m.gateway) }
+func (m *memory) collectors() []prometheus.Collector {
+	return []prometheus.Collector{promstats.NewCollector(m.Broker, m.gateway)}
+}
 
 func (m *memory) endPublishing(ctx context.Context) error {
 	return errors.Join(m.Broker.Shutdown(ctx), <-m.done[0])

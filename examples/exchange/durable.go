@@ -15,6 +15,7 @@ import (
 	"github.com/qaexchange/notification"
 	"github.com/qaexchange/notification/natslog"
 	"github.com/qaexchange/notification/natslog/embedded"
+	"github.com/qaexchange/notification/promstats/natslogstats"
 )
 
 // A durable is the bus on disk: a NATS server in this process, with a folder of its
@@ -104,9 +105,11 @@ func (d *durable) stats() (b notification.BrokerStats, g notification.GatewaySta
 	return b, g
 }
 
-// endPublishing returns when all is in the log, and the edge has read it.
-func (d *durable) collector() prometheus.Collector { return prometheus.NewRegistry() }
+func (d *durable) collectors() []prometheus.Collector {
+	return []prometheus.Collector{natslogstats.NewPublisherCollector(d.publisher), natslogstats.NewEdgeCollector(d.edge)}
+}
 
+// endPublishing returns when all is in the log, and the edge has read it.
 func (d *durable) endPublishing(ctx context.Context) error {
 	err := errors.Join(d.publisher.Shutdown(ctx), <-d.done[0])
 	for lag := uint64(1); lag > 0 && ctx.Err() == nil; {

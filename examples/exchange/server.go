@@ -127,8 +127,8 @@ func (s *server) handler() http.Handler {
 		panic(err) // the folder's name is a constant
 	}
 	registry := prometheus.NewRegistry()
+	registry.MustRegister(s.x.bus.collectors()...)
 	registry.MustRegister(
-		s.x.bus.collector(),
 		promstats.NewTransportCollector("websocket", s.web),
 		promstats.NewTransportCollector("sse", s.events),
 		collectors.NewGoCollector(),
