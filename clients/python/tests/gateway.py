@@ -28,7 +28,11 @@ def build() -> str:
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
     built = subprocess.run(
-        ["go", "build", "-o", folder, "."], cwd=PROGRAM, env=os.environ | {"GOWORK": "off"}, capture_output=True, text=True
+        ["go", "build", "-o", folder, "."],
+        cwd=PROGRAM,
+        env=os.environ | {"GOWORK": "off"},
+        capture_output=True,
+        text=True,
     )
     if built.returncode != 0:
         raise RuntimeError(built.stderr)

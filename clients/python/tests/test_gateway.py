@@ -45,7 +45,8 @@ class RealServer(Case):
             for n in batch.notifications:
                 number = int(n.message_id.removeprefix("trade-"))
                 self.assertEqual(n.timestamp, 1_700_000_000_000_000_001 + number)
-                self.assertEqual(n.payload, TradeExecuted(trade_id=str(number), price=0.1 * number, timestamp=n.timestamp))
+                trade = TradeExecuted(trade_id=str(number), price=0.1 * number, timestamp=n.timestamp)
+                self.assertEqual(n.payload, trade)
 
     async def test_a_program_that_comes_back_with_its_cursor_goes_on(self) -> None:
         async with Gateway() as gateway:

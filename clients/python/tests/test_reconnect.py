@@ -13,12 +13,35 @@ import unittest
 from pathlib import Path
 from unittest.mock import patch
 
-from notification_client import StoppedError, Ticket, Token, _client
+from notification_client import StoppedError, Ticket, Token, _client, _connection
 from notification_client._connection import MAX_HELD
 from notification_client._protocol import Verdict, address, verdict, verdict_of_status
 
 from .case import Case
 from .scripted import Server, until
+
+
+class Bugs(Case):
+    async def test_a_reader_that_fails_is_the_end_of_its_connection(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url)
+            p.start()
+            peer = await server.accept()
+            peer.welcome()
+            await p.saw("replaying")
+            logged = self.assertLogs("notification_client", "ERROR")
+            with logged, patch.object(_connection, "parse", side_effect=KeyError):
+                peer.live()
+                await p.saw("waiting", "protocol", 0)
+            await p.stop()
+
+    async def test_a_library_that_fails_is_heard_of(self) -> None:
+        with patch.object(_connection, "_connect", side_effect=ImportError("a proxy needs a package")):
+            p = self.program("ws://127.0.0.1:1")
+            p.start()
+            with self.assertRaisesRegex(ImportError, "a proxy"):
+                await p.ended()
+        self.assertEqual(p.events[-1], ("stopped", "network", 0))
 
 
 class CloseCodes(Case):
@@ -166,8 +189,10 @@ class Tls(Case):
         await super().asyncSetUp()
         with tempfile.TemporaryDirectory() as folder:
             cert, key = Path(folder, "cert"), Path(folder, "key")
-            make = "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
-            subprocess.run([*make.split(), "-out", cert, "-keyout", key], check=True, capture_output=True)
+            make = "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2"
+            name = "-subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+            command = [*make.split(), *name.split(), "-out", str(cert), "-keyout", str(key)]
+            subprocess.run(command, check=True, capture_output=True)
             self.theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             self.theirs.load_cert_chain(cert, key)
             self.ours = ssl.create_default_context(cafile=cert)
@@ -324,7 +349,8 @@ class Credentials(Case):
                     peer = await server.accept()
                     self.assertEqual(peer.query["cursor"], "c1")
                     self.assertEqual(peer.query.get("ticket"), "new" if isinstance(given, Ticket) else None)
-                    self.assertEqual(peer.headers.get("authorization"), "Bearer new" if isinstance(given, Token) else None)
+                    header = "Bearer new" if isinstance(given, Token) else None
+                    self.assertEqual(peer.headers.get("authorization"), header)
                     await p.stop()
                 self.assertEqual(
                     p.told("credentials", "waiting"),

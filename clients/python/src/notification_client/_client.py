@@ -167,6 +167,9 @@ class Client:
             last, end = State("stopped", failed.reason), failed.error
         except StoppedError as stopped:
             last, end = State("stopped", stopped.reason, stopped.code), stopped
+        except Exception:  # of the library: a proxy that it cannot use, say
+            last = State("stopped", "network")
+            raise
         finally:
             self._tell(last)
         if end is not None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Any
 
+import websockets.exceptions
 import websockets.version
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
@@ -46,6 +47,7 @@ _silent.setLevel(logging.WARNING)
 
 # The library has had two APIs of asyncio, for a while both at once. No type of
 # theirs is in all versions.
+_ProxyError: Any = getattr(websockets.exceptions, "ProxyError", ())
 _connect_since_14: Any = None
 _connect_until_13: Any = None
 if int(websockets.version.version.split(".")[0]) >= 14:
@@ -221,6 +223,9 @@ class Connection:
         except ProtocolError as error:
             _log.warning("the server's frame is wrong: %s", error)
             self._end(Loss("protocol", 0))
+        except Exception:  # a bug, here or in the library: the program must not wait for ever
+            _log.exception("reading failed")
+            self._end(Loss("protocol", 0))
         # Whatever the program is doing, the server need not wait for it.
         self._cut()
 
@@ -285,8 +290,8 @@ def _refusal(error: InvalidHandshake) -> Loss:
         status = getattr(error, "status_code", 0)  # of the library's versions up to 13
     if status:
         return Loss("handshake", code_of_status(status), verdict_of_status(status))
-    if isinstance(error, InvalidMessage):
-        return NETWORK  # it ended before the answer did
+    if isinstance(error, (InvalidMessage, _ProxyError)):
+        return NETWORK  # it ended before the answer did; or did not get as far as the server
     if isinstance(error, Redirected):
         return Loss("handshake", 0)
     return Loss("protocol", 0)
