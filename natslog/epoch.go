@@ -20,6 +20,12 @@ import (
 // epochKey is the key of the only value in the bucket of a Log.
 const epochKey = "epoch"
 
+// afterDeletion is how long a bucket that was there is waited for before it is made
+// anew. nats-server forgets a stream some milliseconds before it removes its folder,
+// and takes that of one away that was created in between: nothing can be stored in it
+// ever after.
+const afterDeletion = time.Second
+
 // maxLeft bounds how many values are remembered that were left behind.
 const maxLeft = 64
 
@@ -90,9 +96,10 @@ func (e *epochs) look(ctx context.Context, c *conn) (epoch, error) {
 		return e.current, e.err
 	}
 	e.begun++
-	began, mine, left := time.Now(), e.begun, slices.Clone(e.left)
+	began, mine := time.Now(), e.begun
+	current, left := e.current.value, slices.Clone(e.left)
 	e.mu.Unlock()
-	next, err := e.read(ctx, c, left)
+	next, err := e.read(ctx, c, current, left)
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -128,8 +135,8 @@ func (e *epochs) glance(ctx context.Context, c *conn, age time.Duration) (epoch,
 }
 
 // read reads the epoch from the servers, and sees to it that there is one.
-func (e *epochs) read(ctx context.Context, c *conn, left []string) (epoch, error) {
-	value, err := e.value(ctx, c, left)
+func (e *epochs) read(ctx context.Context, c *conn, current string, left []string) (epoch, error) {
+	value, err := e.value(ctx, c, current, left)
 	if err != nil {
 		return epoch{}, err
 	}
@@ -156,12 +163,21 @@ func newEpoch(value string, created map[string]time.Time) epoch {
 }
 
 // value returns the value of the bucket, from its leader. If there is none, or it is
-// one of those that were left, it writes another.
-func (e *epochs) value(ctx context.Context, c *conn, left []string) (string, error) {
-	for range 10 { // others write, too
+// one of those that were left, it writes another. current is the last that was seen,
+// or empty.
+func (e *epochs) value(ctx context.Context, c *conn, current string, left []string) (string, error) {
+	deleted := current != "" // if it is not there
+	for range 10 {           // others write, too
 		m, found, err := c.lastMessage(ctx, e.stream(), e.subject())
 		if refused := (*jetstream.APIError)(nil); errors.As(err, &refused) && refused.ErrorCode == jetstream.JSErrCodeStreamNotFound {
-			if err := e.create(ctx, c); err != nil {
+			if deleted {
+				deleted = false
+				select {
+				case <-time.After(afterDeletion):
+				case <-ctx.Done():
+					return "", ctx.Err()
+				}
+			} else if err := e.create(ctx, c); err != nil {
 				return "", err
 			}
 			continue
