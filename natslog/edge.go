@@ -184,8 +184,8 @@ func (e *Edge) Run(ctx context.Context) error {
 		stopServing()
 		<-stopped
 	}
+	e.life.settle() // a Shutdown whose ctx has ended does not wait for sinks
 	gateways.Wait()
-	e.life.settle()
 	return e.life.finish()
 }
 
