@@ -3,15 +3,13 @@ package natslog
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/qaexchange/notification"
 )
 
@@ -44,13 +42,6 @@ type place struct {
 	known known
 	next  uint64 // the first block that is wanted; 0: the oldest of those that there are, when it comes to be read
 	warm  int    // how many entries, at least, of the blocks before it are handed over first, if they are still there
-}
-
-// A known block is one that was read: if the stream has another one in its place, or
-// does not reach so far, its tail was lost.
-type known struct {
-	seq    uint64
-	stored time.Time // zero if only the place is known
 }
 
 // An event is what a follower hands over. Between two blocks of which the second is
@@ -247,7 +238,7 @@ func (f *follower) pass(ctx context.Context) (worked bool, err error) {
 			return false, err
 		}
 	}
-	if lost, err := f.lostTail(ctx, s); lost || err != nil {
+	if lost, err := f.lostTail(ctx, f.epoch, f.known, s); lost || err != nil {
 		return false, err
 	}
 	if err := f.start(ctx, s); err != nil {
@@ -275,25 +266,6 @@ func (f *follower) pass(ctx context.Context) (worked bool, err error) {
 	return f.read(ctx, p, changed)
 }
 
-// look asks for the epoch first, and then for the state of the stream, which is that
-// of this epoch or of a later one. The epoch may be one that was seen so long ago.
-func (f *follower) look(ctx context.Context, age time.Duration) (epoch, streamState, error) {
-	ctx, cancel := f.patience(ctx)
-	defer cancel()
-	e, err := f.log.epochs.glance(ctx, f.c, age)
-	if err != nil {
-		return epoch{}, streamState{}, err
-	}
-	s, err := f.c.state(ctx, f.name)
-	if err != nil {
-		return epoch{}, streamState{}, err
-	}
-	if !s.created.Equal(e.created[f.name]) {
-		return epoch{}, streamState{}, errAgain // created anew in between
-	}
-	return e, s, nil
-}
-
 // adopt begins an epoch.
 func (f *follower) adopt(ctx context.Context, e epoch, s streamState) error {
 	p, err := f.begin(ctx, e.id, s)
@@ -308,45 +280,6 @@ func (f *follower) adopt(ctx context.Context, e epoch, s streamState) error {
 	f.wanted, f.oldest = cmp.Or(p.next, s.last+1), p.next == 0
 	f.next, f.end, f.isWarm, f.jumped = 0, s.last, false, 0
 	return nil
-}
-
-// lostTail reports whether the stream has lost blocks that were read, and changes the
-// epoch if it has.
-func (f *follower) lostTail(ctx context.Context, s streamState) (bool, error) {
-	ctx, cancel := f.patience(ctx)
-	defer cancel()
-	var lost bool
-	switch k := f.known; {
-	case k.seq == 0:
-	case s.last < k.seq:
-		// A leader that was deposed and does not know it yet says such things, too.
-		// But nobody acknowledges a block to it, and the sequence of one that is
-		// acknowledged leaves no doubt.
-		ack, err := f.storeEmpty(ctx, rand.Text())
-		if err != nil {
-			return false, err
-		}
-		if lost = ack.Sequence <= k.seq; !lost {
-			return false, errAgain
-		}
-	case k.stored.IsZero(), s.first > k.seq: // nothing to compare with
-	case s.last == k.seq && s.lastStored.Equal(k.stored):
-	default:
-		m, found, err := f.c.message(ctx, f.name, k.seq)
-		if err != nil {
-			return false, err
-		}
-		lost = found && !m.Stored.Equal(k.stored)
-	}
-	if !lost {
-		return false, nil
-	}
-	f.log.cfg.Logger.Error("the stream has lost its tail", "stream", f.name, "read", f.known.seq, "last", s.last, "epoch", f.epoch)
-	if err := f.log.epochs.lost(ctx, f.c, f.epoch); err != nil {
-		return false, err
-	}
-	f.counts.lost.Add(1)
-	return true, nil
 }
 
 // start finds out where to begin, if that is not known yet: so far before the first
@@ -419,9 +352,19 @@ func (f *follower) tellWarm(ctx context.Context) error {
 
 // read hands over what the consumer brings, until there is a reason to look again.
 func (f *follower) read(ctx context.Context, p *puller, changed <-chan struct{}) (worked bool, err error) {
+	type checked struct {
+		s   streamState
+		err error
+	}
+	checks := make(chan checked, 1)
+	cctx, cancel := context.WithCancel(ctx)
+	var checking sync.WaitGroup
+	defer checking.Wait()
+	defer cancel()
 	now := time.Now()
-	heard, looked := now, now
-	stalled := uint64(0) // what was next at the last look, if there was more then
+	heard, due := now, now.Add(f.pace.check)
+	asked := uint64(0)   // what was next when the check began that goes on; 0: none does
+	stalled := uint64(0) // what was next after the last check, if there was more then
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -429,7 +372,7 @@ func (f *follower) read(ctx context.Context, p *puller, changed <-chan struct{})
 			return worked, err
 		}
 		silence := heard.Add(2*f.pace.heartbeat + f.pace.heartbeat/2)
-		timer.Reset(time.Until(earliest(silence, looked.Add(f.pace.check), f.stored.Add(f.pace.quiet))))
+		timer.Reset(time.Until(earliest(silence, due, f.stored.Add(f.pace.quiet))))
 		select {
 		case <-ctx.Done():
 			return worked, ctx.Err()
@@ -452,6 +395,23 @@ func (f *follower) read(ctx context.Context, p *puller, changed <-chan struct{})
 			}
 			worked, heard = true, time.Now() // after take, which may have waited
 			continue
+		case c := <-checks:
+			// A question that is not answered takes away no consumer that brings
+			// something.
+			if c.err != nil && (errors.Is(c.err, errAgain) || f.next == asked) {
+				return worked, c.err
+			}
+			asked, due = 0, time.Now().Add(f.pace.check)
+			f.counts.last.Store(max(f.counts.last.Load(), c.s.last))
+			if c.s.last < f.next {
+				stalled = 0
+				continue
+			}
+			if stalled == f.next {
+				return worked, fmt.Errorf("%w: it does not bring what there is", errPull)
+			}
+			stalled = f.next
+			continue
 		case <-timer.C:
 		}
 		now := time.Now()
@@ -459,11 +419,13 @@ func (f *follower) read(ctx context.Context, p *puller, changed <-chan struct{})
 			f.counts.silent.Add(1)
 			return worked, fmt.Errorf("%w: no heartbeat", errPull)
 		}
-		if now.After(looked.Add(f.pace.check)) {
-			if stalled, err = f.check(ctx, stalled); err != nil {
-				return worked, err
-			}
-			looked = time.Now()
+		if now.After(due) {
+			asked, due = f.next, now.Add(time.Hour) // until its answer is there
+			e, k := f.epoch, f.known
+			checking.Go(func() { // ends with cctx, at the latest, and is waited for above
+				s, err := f.check(cctx, e, k)
+				checks <- checked{s, err} // there is one at a time
+			})
 		}
 		if now.After(f.stored.Add(f.pace.quiet)) {
 			f.breakSilence(ctx, f.epoch, f.next-1)
@@ -479,31 +441,6 @@ func earliest(t time.Time, others ...time.Time) time.Time {
 		}
 	}
 	return t
-}
-
-// check looks at the stream while a consumer reads it: a leader's change may go
-// unheard, and a consumer at a server that was cut off, or behind the end of a
-// stream that lost its tail, waits in silence. It returns what is next if the leader
-// has it, so that the check after this one can see that it did not come.
-func (f *follower) check(ctx context.Context, stalled uint64) (uint64, error) {
-	e, s, err := f.look(ctx, f.pace.check)
-	if err != nil {
-		return 0, err
-	}
-	if e.id != f.epoch.id {
-		return 0, errAgain
-	}
-	if lost, err := f.lostTail(ctx, s); lost || err != nil {
-		return 0, cmp.Or(err, errAgain)
-	}
-	f.counts.last.Store(max(s.last, f.next-1))
-	if s.last < f.next {
-		return 0, nil
-	}
-	if stalled == f.next {
-		return 0, fmt.Errorf("%w: it does not bring what there is", errPull)
-	}
-	return f.next, nil
 }
 
 // take hands over a message if it is the next one.
@@ -547,30 +484,4 @@ func (f *follower) take(ctx context.Context, m *nats.Msg, meta *nats.MsgMetadata
 	f.counts.read.Store(seq)
 	f.counts.blocks.Add(1)
 	return f.tellWarm(ctx)
-}
-
-// breakSilence stores an empty block behind the last, unless another reader has done
-// so, and reports whether it has. That it fails is of no importance: there is another
-// time.
-func (f *follower) breakSilence(ctx context.Context, e epoch, last uint64) bool {
-	ctx, cancel := f.patience(ctx)
-	defer cancel()
-	slot := time.Now().UnixNano() / int64(f.pace.quiet)
-	id := "quiet-" + e.String() + "-" + f.name + "-" + strconv.FormatInt(slot, 10)
-	// The Msg-Id makes one of those that come together, and the sequence one of all
-	// that come after the same block, whatever the clocks say.
-	ack, err := f.storeEmpty(ctx, id, jetstream.WithExpectLastSequence(last))
-	if err == nil && !ack.Duplicate {
-		f.counts.empty.Add(1)
-	}
-	return err == nil
-}
-
-// storeEmpty stores a block without entries.
-func (f *follower) storeEmpty(ctx context.Context, id string, options ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
-	ack, err := f.c.js.PublishMsg(ctx, newBlockMsg(f.subject, id, 0, nil), options...)
-	if err != nil {
-		return nil, fmt.Errorf("natslog: storing an empty block in %s: %w", f.name, err)
-	}
-	return ack, nil
 }

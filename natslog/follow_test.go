@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -340,6 +341,35 @@ func TestFollow(t *testing.T) {
 		r.expect(list("warm", run(1, 10))...)
 		require.NotZero(t, r.f.counts.holes.Load())
 		require.Zero(t, r.f.counts.gaps.Load())
+	})
+	t.Run("questions that are not answered take away no consumer that brings something, and hold up nothing", func(t *testing.T) {
+		way := natstest.NewProxy(t, s.URL)
+		l := log(t, way.URL)
+		l.cfg.pace.heartbeat, l.cfg.pace.check, l.cfg.pace.request = time.Minute, 50*time.Millisecond, 2*time.Second
+		r := follow(t, l, nil)
+		r.expect("warm")
+		store(t, nc, l, notification.P1, "1")
+		r.expect(list("warm", run(1, 1))...)
+		var unanswered atomic.Int64
+		way.Drop(func(subject string) bool {
+			inbox, found := strings.CutPrefix(subject, "_INBOX.")
+			_, token, _ := strings.Cut(inbox, ".")
+			if !found || len(token) < 8 { // what is said of a pull has its number there
+				return false
+			}
+			unanswered.Add(1)
+			return true
+		})
+		n := 1
+		for unanswered.Load() < 2 {
+			n++
+			store(t, nc, l, notification.P1, fmt.Sprint(n))
+			r.expect(list("warm", run(1, n))...)
+		}
+		require.EqualValues(t, 1, r.f.counts.passes.Load())
+		way.Drop(nil)
+		store(t, nc, l, notification.P1, fmt.Sprint(n+1))
+		r.expect(list("warm", run(1, n+1))...)
 	})
 	t.Run("a block may be larger than a pull", func(t *testing.T) {
 		l := log(t, s.URL)

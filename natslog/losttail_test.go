@@ -122,13 +122,11 @@ func TestStaleLeaderIsNotBelieved(t *testing.T) {
 	before := epochOf(t, l)
 	f := l.newFollower(notification.P1, 0)
 	f.epoch, _ = l.epochs.now()
-	f.known = known{seq: 5}
-	lost, err := f.lostTail(patient(t), streamState{first: 1, last: 3})
+	lost, err := f.lostTail(patient(t), f.epoch, known{seq: 5}, streamState{first: 1, last: 3})
 	require.False(t, lost)
 	require.ErrorIs(t, err, errAgain)
 	require.Equal(t, before, epochOf(t, l))
-	f.known = known{seq: 100}
-	lost, err = f.lostTail(patient(t), streamState{first: 1, last: 6})
+	lost, err = f.lostTail(patient(t), f.epoch, known{seq: 100}, streamState{first: 1, last: 6})
 	require.True(t, lost)
 	require.NoError(t, err)
 	require.NotEqual(t, before, epochOf(t, l))
