@@ -112,6 +112,8 @@ type edge struct {
 	visits chan *visit
 	status func(*http.Request) int // in place of an upgrade; nil or 0: none
 
+	location string // with a status: where it redirects to; empty: nowhere
+
 	mu   sync.Mutex
 	asks int // handshakes that came
 }
@@ -141,6 +143,9 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.mu.Unlock()
 	if e.status != nil {
 		if status := e.status(r); status != 0 {
+			if e.location != "" {
+				w.Header().Set("Location", e.location)
+			}
 			http.Error(w, http.StatusText(status), status)
 			return
 		}

@@ -57,7 +57,8 @@ type Config struct {
 	// Header is sent with each handshake.
 	Header http.Header
 	// HTTPClient makes the handshake; nil is http.DefaultClient. Its Transport
-	// must speak HTTP/1.1, as net/http's does.
+	// must speak HTTP/1.1, as net/http's does. It is copied, without its
+	// CheckRedirect: a redirect is not followed, and is a failed attempt.
 	HTTPClient *http.Client
 	// Channels are what is wanted; nil: all, empty: none. See Client.Subscribe.
 	Channels []notification.Channel
@@ -105,7 +106,11 @@ const maxHeld = 10_000
 func (c *Config) setDefaults() error {
 	c.Header = c.Header.Clone()
 	c.Channels = slices.Clone(c.Channels)
-	c.HTTPClient = cmp.Or(c.HTTPClient, http.DefaultClient)
+	// A redirect would take the credentials wherever an answer says. No browser
+	// follows one here either.
+	once := *cmp.Or(c.HTTPClient, http.DefaultClient)
+	once.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	c.HTTPClient = &once
 	c.BackoffBase = cmp.Or(c.BackoffBase, 500*time.Millisecond)
 	c.BackoffCap = cmp.Or(c.BackoffCap, 30*time.Second)
 	c.StableAfter = cmp.Or(c.StableAfter, time.Minute)

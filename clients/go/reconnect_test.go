@@ -100,6 +100,42 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
+// A redirect leads to wherever the answer says, and the credentials would go along.
+func TestRedirect(t *testing.T) {
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		t.Run(fmt.Sprintf("HTTP status %d is not followed: the client backs off, and asks the same server again", status), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				e := newEdge(t)
+				var refusing atomic.Bool
+				refusing.Store(true)
+				e.status = func(r *http.Request) int {
+					require.Equal(t, "edge", r.Host)
+					if refusing.Load() {
+						return status
+					}
+					return 0
+				}
+				e.location = "http://elsewhere/notifications"
+				s := e.subscribe(Config{Cursor: "c0", Credentials: func(context.Context, Why) (Credentials, error) {
+					return Credentials{Token: "t1"}, nil
+				}})
+				s.start(t.Context())
+				require.Equal(t, []string{"connecting", "credentials start", "waiting handshake 0 250ms"}, s.told())
+				require.Equal(t, 1, e.handshakes())
+				require.ErrorContains(t, s.State().Err, fmt.Sprintf("HTTP status %d", status))
+				refusing.Store(false)
+				require.Equal(t, "c0", e.next().query.Get("cursor"))
+			})
+		})
+	}
+	t.Run("the HTTPClient that was given stays as it is", func(t *testing.T) {
+		given := &http.Client{}
+		_, err := New(Config{URL: "ws://edge/", HTTPClient: given, OnNotifications: func(context.Context, Batch) error { return nil }})
+		require.NoError(t, err)
+		require.Nil(t, given.CheckRedirect)
+	})
+}
+
 func TestReconnect(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *edge){
 		"the time before an attempt is drawn from twice as much each time, up to the cap": func(t *testing.T, e *edge) {
