@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -309,6 +310,11 @@ func batch(cursor string, ids ...string) string {
 		panic(err)
 	}
 	return string(text)
+}
+
+// dropped is a batch that says that one before it was dropped.
+func dropped(cursor string, ids ...string) string {
+	return strings.TrimSuffix(batch(cursor, ids...), "}") + `,"dropped":1}`
 }
 
 // A subscriber is a Client whose callbacks write down what they are told.

@@ -160,6 +160,25 @@ func TestLifecycle(t *testing.T) {
 			require.Equal(t, []string{"cursor c1", "stopped closed 0"}, s.told())
 			require.Equal(t, 1000, v.left())
 		},
+		"Shutdown waits for the snapshot of what was dropped, and the batch that says so is left to the next run": func(t *testing.T, e *edge) {
+			release := make(chan struct{})
+			s, v := e.connected(Config{Snapshot: func(ctx context.Context, reason SnapshotReason) error {
+				if reason == SnapshotGap {
+					<-release
+				}
+				return ctx.Err()
+			}})
+			v.say(dropped("c1", "n1"), batch("c2", "n2"))
+			require.Equal(t, []string{"snapshot gap"}, s.told())
+			done := make(chan error, 1)
+			go func() { done <- s.Shutdown(context.Background()) }()
+			synctest.Wait()
+			close(release)
+			require.NoError(t, <-done)
+			require.Equal(t, []string{"stopped closed 0"}, s.told(), "no callback begins, and no cursor moves")
+			require.Equal(t, "c0", s.Cursor())
+			require.Equal(t, 1000, v.left())
+		},
 		"an error of that handler is still told": func(t *testing.T, e *edge) {
 			release := make(chan struct{})
 			s, v := e.connected(Config{OnNotifications: func(context.Context, Batch) error {

@@ -151,7 +151,7 @@ func (c *Client) serve(soft, hard context.Context, n *conn) (welcomed time.Time,
 			}
 			replayed = false
 		default: // a batch, or a heartbeat, which has none
-			end = c.take(hard, n, f, replayed)
+			end = c.take(soft, hard, n, f, replayed)
 		}
 		if end != nil {
 			return welcomed, end
@@ -208,15 +208,16 @@ func (c *Client) load(ctx context.Context, n *conn, reason SnapshotReason) *endi
 	return nil
 }
 
-// take hands over a batch, and keeps its cursor when it has been dealt with.
-func (c *Client) take(ctx context.Context, n *conn, f frame, replayed bool) *ending {
+// take hands over a batch, and keeps its cursor when it has been dealt with. If soft
+// is done behind the snapshot that comes first, it does neither.
+func (c *Client) take(soft, hard context.Context, n *conn, f frame, replayed bool) *ending {
 	if f.Dropped > 0 {
-		if end := c.load(ctx, n, SnapshotGap); end != nil || c.owed != "" {
+		if end := c.load(hard, n, SnapshotGap); end != nil || c.owed != "" || soft.Err() != nil {
 			return end
 		}
 	}
 	if len(f.Notifications) > 0 {
-		if err := c.cfg.OnNotifications(ctx, f.batch(replayed)); err != nil {
+		if err := c.cfg.OnNotifications(hard, f.batch(replayed)); err != nil {
 			return &ending{reason: ReasonHandler, err: err, final: true}
 		}
 	}
