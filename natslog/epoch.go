@@ -269,6 +269,12 @@ func (e *epochs) created(ctx context.Context, c *conn) (map[string]time.Time, er
 	return created, first
 }
 
+// goesOn reports whether it is known that the bucket still has the value of an epoch.
+func (e *epochs) goesOn(ctx context.Context, c *conn, in epoch) bool {
+	m, found, err := c.lastMessage(ctx, e.stream(), e.subject())
+	return err == nil && found && string(m.Data) == in.value
+}
+
 // lost says that a stream lost its tail in an epoch: the value is replaced, unless
 // that has happened already. The next look finds it.
 func (e *epochs) lost(ctx context.Context, c *conn, in epoch) error {

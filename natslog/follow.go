@@ -220,7 +220,7 @@ func (f *follower) pass(ctx context.Context) (worked bool, err error) {
 	case <-f.leaders: // before the look
 	default:
 	}
-	e, s, err := f.look(ctx, 0)
+	e, s, err := f.look(ctx, f.epoch, 0)
 	if err != nil {
 		return false, err
 	}

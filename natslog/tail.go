@@ -21,10 +21,20 @@ type known struct {
 
 // look asks for the epoch first, and then for the state of the stream, which is that
 // of this epoch or of a later one. The epoch may be one that was seen so long ago.
-func (f *follower) look(ctx context.Context, age time.Duration) (epoch, streamState, error) {
-	ctx, cancel := f.patience(ctx)
+//
+// The epoch cannot be told while one of all the streams is away, which must not hold
+// up the others: who is in an epoch already stays in it if the bucket still has its
+// value. If a stream is made anew meanwhile, its own follower stands still until all
+// are there.
+func (f *follower) look(ctx context.Context, in epoch, age time.Duration) (epoch, streamState, error) {
+	gctx, cancel := f.patience(ctx)
+	e, err := f.log.epochs.glance(gctx, f.c, age)
+	cancel()
+	ctx, cancel = f.patience(ctx)
 	defer cancel()
-	e, err := f.log.epochs.glance(ctx, f.c, age)
+	if err != nil && in.id != 0 && f.log.epochs.goesOn(ctx, f.c, in) {
+		e, err = in, nil
+	}
 	if err != nil {
 		return epoch{}, streamState{}, err
 	}
@@ -83,7 +93,7 @@ func (f *follower) lostTail(ctx context.Context, e epoch, k known, s streamState
 // an answer that takes its time holds up nobody; e and k are what run knew when it
 // began. The error is errAgain if the epoch has changed.
 func (f *follower) check(ctx context.Context, e epoch, k known) (streamState, error) {
-	now, s, err := f.look(ctx, f.pace.check)
+	now, s, err := f.look(ctx, e, f.pace.check)
 	if err != nil {
 		return streamState{}, err
 	}
