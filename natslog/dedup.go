@@ -46,3 +46,7 @@ func (w *window) repeat(id string) bool {
 
 // pass takes the next entry of the stream, of which the ID cannot be told.
 func (w *window) pass() { w.seen++ }
+
+// passAll takes a message that is no block, for as many entries as its header says:
+// who looks for where to begin has read no more of it, and must not count otherwise.
+func (w *window) passAll(entries int) { w.seen += uint64(entries) }

@@ -167,6 +167,47 @@ func TestEdgeWarmsUp(t *testing.T) {
 	}
 }
 
+// Who begins late looks for where to begin in the headers. One that lies must not make
+// edges differ.
+func TestEdgesDecideAlikeBehindNoBlock(t *testing.T) {
+	const size = 10
+	s := natstest.Start(t, natstest.Config{})
+	nc := s.Connect()
+	js, err := jetstream.New(nc)
+	require.NoError(t, err)
+	for _, c := range []struct {
+		says string // the header of the message between two that are alike
+		want []string
+	}{
+		{"9", []string{"x", "last"}},
+		{"8", []string{"last"}},
+		{"1025", []string{"last"}},
+	} {
+		t.Run("it says that it has "+c.says, func(t *testing.T) {
+			l := open(t, Config{URL: s.URL, Name: "says" + c.says, DedupSize: size, pace: hurried})
+			first := keeping(t, l, "first", 1<<20)
+			for i := range 2 * size {
+				store(t, nc, l, notification.P1, fmt.Sprint("before", i))
+			}
+			store(t, nc, l, notification.P1, "x")
+			lie := newBlockMsg(l.subject(notification.P1, 0), nats.NewInbox(), 0, []byte("no archive"))
+			lie.Header.Set(headerEntries, c.says)
+			storeData(t, js, lie)
+			store(t, nc, l, notification.P1, "y")
+			again := store(t, nc, l, notification.P1, "x")
+			last := store(t, nc, l, notification.P1, "last")
+			late := keeping(t, l, "late", bytesOf(t, l, again, last))
+			require.EqualValues(t, again, late.partitions[0].lanes[notification.P1].from)
+			hasRead(t, first, last)
+			for _, e := range []*Edge{first, late} {
+				got, ok := missed(t, e, "alice", endOf(again-1))
+				require.True(t, ok)
+				require.Equal(t, c.want, got, e.id)
+			}
+		})
+	}
+}
+
 // bytesOf returns a backlog with which an edge that begins now keeps the blocks from
 // one on.
 func bytesOf(t testing.TB, l *Log, from, last uint64) int64 {

@@ -48,7 +48,7 @@ type place struct {
 // not the next one there is always a gap or a new place.
 type event struct {
 	kind     eventKind
-	block    block  // of blockEvent and corruptEvent, which has only seq and stored
+	block    block  // of blockEvent and corruptEvent, which has only seq, stored and what its header says is count
 	err      error  // of corruptEvent: wraps errBlock
 	from, to uint64 // of gapEvent: the first and the last sequence that is not there any more
 }
@@ -469,7 +469,8 @@ func (f *follower) take(ctx context.Context, m *nats.Msg, meta *nats.MsgMetadata
 	f.counts.last.Store(max(f.counts.last.Load(), seq+meta.NumPending))
 	ev := event{kind: blockEvent}
 	if ev.block, ev.err = openBlock(seq, meta.Timestamp, m.Header, m.Data); ev.err != nil {
-		ev.kind, ev.block = corruptEvent, block{seq: seq, stored: meta.Timestamp}
+		n, _ := entryCount(m.Header) // which walkBack has counted, too
+		ev.kind, ev.block = corruptEvent, block{seq: seq, stored: meta.Timestamp, count: n}
 	}
 	if err := f.handle(ctx, ev); err != nil {
 		return err

@@ -199,6 +199,7 @@ func (t *partition) handle(ctx context.Context, p notification.Priority, e event
 	case corruptEvent:
 		l.counts.corrupt.Add(1)
 		t.log.cfg.Logger.Error("a message of the stream is no block", "stream", l.follower.name, "sequence", e.block.seq, "error", e.err)
+		l.window.passAll(e.block.count)
 		l.before = block{seq: e.block.seq, stored: e.block.stored, count: maxEntries} // nobody knows how many
 		if e.block.seq >= l.from {
 			t.goOn(p, e.block.seq+1)

@@ -285,6 +285,7 @@ func (r *Reader) newFollower(stream int) *follower {
 		}
 		b := readBlock{stream: stream, seq: e.block.seq, stored: e.block.stored.UnixNano()}
 		if e.kind == corruptEvent {
+			seen.passAll(e.block.count)
 			b.entries = []readEntry{{number: number(b.seq, lastOf), err: fmt.Errorf("%w: message %d of %s: %w", notification.ErrCorrupt, b.seq, f.name, e.err)}}
 		}
 		for n, entry := range e.block.entries() {
