@@ -24,8 +24,8 @@ type EdgeConfig struct {
 	// meant, because P0 does not overtake across them.
 	Partitions []int
 	// Backlog is how many bytes of archives are kept in memory for sessions that
-	// resume, over all partitions and lanes; default 256 MiB, at least 1 MiB. What
-	// finds them again takes about a third more.
+	// resume, over all partitions and lanes, where a block counts for 128 at least;
+	// default 256 MiB, at least 1 MiB. What finds them again takes about a third more.
 	Backlog int64
 	// Gateway configures the Gateways, one for each partition. Its limits are those of
 	// the edge and are divided among them: MaxSessions, Pushers, MaxPushers and

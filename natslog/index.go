@@ -70,6 +70,11 @@ type indexEntry struct {
 	place uint16 // in the block
 }
 
+// cost returns what a block counts of the index's bytes. One that is empty counts as
+// well, or those that break the silence of a log to which nothing happens would be
+// kept for ever.
+func (b *block) cost() int64 { return int64(max(len(b.data), 128)) }
+
 // A placed entry is one that is for somebody, with its place.
 type placed struct {
 	entry
@@ -102,7 +107,7 @@ func (x *index) begin(p notification.Priority, seq uint64, before block) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range l.blocks {
-		x.size.Add(-int64(len(l.blocks[i].data)))
+		x.size.Add(-l.blocks[i].cost())
 	}
 	l.blocks, l.users = nil, make(map[string]uint64)
 	l.first, l.floor, l.before = seq, endOf(seq-1), 0
@@ -141,7 +146,7 @@ func (x *index) add(p notification.Priority, b block, entries []placed) {
 	l.blocks = append(l.blocks, indexBlock{b, list})
 	l.mu.Unlock()
 	l.at.Store(endOf(b.seq))
-	x.size.Add(int64(len(b.data)))
+	x.size.Add(b.cost())
 	for x.size.Load() > x.most && x.evict() {
 	}
 }
@@ -167,7 +172,7 @@ func (x *index) evict() bool {
 			delete(l.users, user)
 		}
 	}
-	x.size.Add(-int64(len(b.data)))
+	x.size.Add(-b.cost())
 	l.floor, l.before = b.end(), b.stored.UnixNano()
 	l.first++
 	*b = indexBlock{}

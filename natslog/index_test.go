@@ -97,7 +97,7 @@ func (m *indexModel) kept() (bytes int64, floor numbers) {
 		l := &m.index.lanes[p]
 		floor[p] = l.floor
 		for i := range l.blocks {
-			bytes += int64(len(l.blocks[i].data))
+			bytes += l.blocks[i].cost()
 		}
 	}
 	return bytes, floor
@@ -190,6 +190,13 @@ func TestIndexShares(t *testing.T) {
 		require.False(t, m.index.evict(), "nothing is left")
 		require.Zero(t, m.index.size.Load())
 		require.Empty(t, m.index.lanes[1].users)
+	})
+	t.Run("blocks without entries do not stay for ever", func(t *testing.T) {
+		m := newIndexModel(t, 10_000)
+		for range 1000 {
+			m.add(notification.P3)
+		}
+		require.Less(t, len(m.index.lanes[notification.P3].blocks), 100)
 	})
 	t.Run("a cursor at the last entry of the block that went is good", func(t *testing.T) {
 		m := newIndexModel(t, 1<<20)
