@@ -464,7 +464,7 @@ func TestEdgeStreamLimit(t *testing.T) {
 		x.catchesUp(tight)
 		require.NoError(t, carol.connect(tight))
 		carol.leave()
-		x.say("carol", P1, 50)
+		want := x.say("carol", P1, 50)
 		x.catchesUp(tight)
 		require.NoError(t, carol.connect(tight)) // begins to replay, and blocks
 		for range 2 {
