@@ -49,6 +49,9 @@ type indexLane struct {
 	// atomic
 	at     atomic.Uint64 // the last number that was seen
 	oldest atomic.Int64  // when blocks[0] was stored; MaxInt64 without one
+	end    atomic.Uint64 // the last sequence of the stream, when its leader was last asked
+
+	asking chan struct{} // holds a token while somebody asks the leader
 
 	mu     sync.RWMutex
 	blocks []indexBlock      // guarded by mu: oldest first
@@ -84,6 +87,9 @@ type placed struct {
 
 func newIndex(most int64, ends func(context.Context, notification.Priority) (uint64, error)) *index {
 	x := &index{most: most, ends: ends}
+	for p := range x.lanes {
+		x.lanes[p].asking = make(chan struct{}, 1)
+	}
 	x.reset(0) // which is no epoch
 	return x
 }
@@ -94,6 +100,7 @@ func (x *index) reset(epoch uint64) {
 	x.warm.Store(false)
 	for p := range x.lanes {
 		x.lanes[p].at.Store(0)
+		x.lanes[p].end.Store(0)
 		x.begin(notification.Priority(p), 1, block{})
 	}
 	x.epoch.Store(epoch)
@@ -214,11 +221,11 @@ func (x *index) Missed(ctx context.Context, userID string, channels []notificati
 	for i := range x.lanes {
 		p, l := notification.Priority(i), &x.lanes[i]
 		if after[p] > l.at.Load() {
-			last, err := x.ends(ctx, p)
+			reaches, err := x.reaches(ctx, p, after[p])
 			if err != nil {
 				return nil, err
 			}
-			if after[p] > endOf(last) {
+			if !reaches {
 				return nil, fmt.Errorf("%w: the log of %s ends before it", notification.ErrCursorGone, p)
 			}
 		}
@@ -232,6 +239,31 @@ func (x *index) Missed(ctx context.Context, userID string, channels []notificati
 		list = append(list, lane...)
 	}
 	return list, nil
+}
+
+// reaches reports whether the log of a lane has this number, which is ahead of what
+// was seen. After an edge was killed thousands come with such cursors at once, and
+// the server drops all that it is asked when that is too much: one asks for all.
+func (x *index) reaches(ctx context.Context, p notification.Priority, number uint64) (bool, error) {
+	l := &x.lanes[p]
+	if number <= endOf(l.end.Load()) {
+		return true, nil
+	}
+	select {
+	case l.asking <- struct{}{}:
+		defer func() { <-l.asking }()
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	if number <= endOf(l.end.Load()) { // somebody has asked meanwhile
+		return true, nil
+	}
+	last, err := x.ends(ctx, p)
+	if err != nil {
+		return false, err
+	}
+	l.end.Store(last)
+	return number <= endOf(last), nil
 }
 
 // missed returns what a user was sent with a number over after and at most upTo. It

@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/qaexchange/notification"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -231,12 +234,38 @@ func TestIndexRefuses(t *testing.T) {
 		m.add(notification.P2, m.note("u", notification.P2))
 		after := m.index.At()
 		after[2] = number(5, 0)
+		m.ends = 4
+		_, err := m.index.Missed(t.Context(), "u", nil, after, after, 1)
+		require.ErrorIs(t, err, notification.ErrCursorGone)
 		m.ends = 5
+		_, err = m.index.Missed(t.Context(), "u", nil, after, after, 1)
+		require.NoError(t, err)
+	})
+	t.Run("without asking the server for each of a thousand that another edge was faster with", func(t *testing.T) {
+		m := newIndexModel(t, 1<<20)
+		after := m.index.At()
+		after[2] = number(5, 0)
+		m.ends = 5
+		var asked atomic.Int32
+		ends := m.index.ends
+		m.index.ends = func(ctx context.Context, p notification.Priority) (uint64, error) {
+			asked.Add(1)
+			return ends(ctx, p)
+		}
+		var all sync.WaitGroup
+		for range 1000 {
+			all.Go(func() { // ends by itself; waited for below
+				_, err := m.index.Missed(t.Context(), "u", nil, after, after, 1)
+				assert.NoError(t, err)
+			})
+		}
+		all.Wait()
+		require.EqualValues(t, 1, asked.Load())
+		m.index.reset(2)
+		m.index.warm.Store(true)
 		_, err := m.index.Missed(t.Context(), "u", nil, after, after, 1)
 		require.NoError(t, err)
-		m.ends = 4
-		_, err = m.index.Missed(t.Context(), "u", nil, after, after, 1)
-		require.ErrorIs(t, err, notification.ErrCursorGone)
+		require.EqualValues(t, 2, asked.Load(), "in another epoch it is asked again")
 	})
 	t.Run("to pass over an archive of an unknown type", func(t *testing.T) {
 		m := newIndexModel(t, 1<<20)
