@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -62,6 +63,9 @@ func (c *EdgeConfig) setDefaults(partitions int) error {
 func (c *EdgeConfig) gateway(n int) notification.GatewayConfig {
 	g := c.Gateway
 	g.HistoryMessages = cmp.Or(g.HistoryMessages, max(4096, g.OutboxMessages))
+	// The Gateway's own defaults, which would be those of each of them.
+	g.Pushers = cmp.Or(g.Pushers, 2*runtime.GOMAXPROCS(0))
+	g.MaxPushers = cmp.Or(g.MaxPushers, max(65_536, g.Pushers))
 	for _, limit := range []*int{&g.MaxSessions, &g.Pushers, &g.MaxPushers} {
 		if *limit > 0 {
 			*limit = (*limit + n - 1) / n

@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -351,6 +352,20 @@ func TestEdgeConfigInvalid(t *testing.T) {
 	require.Equal(t, []int{2, 0}, given, "the caller's is not sorted")
 	require.Len(t, e.partitions, 2)
 	require.NoError(t, e.Shutdown(t.Context()))
+}
+
+// A limit that the edge may have, each of its Gateways may have a part of.
+func TestEdgeDividesLimits(t *testing.T) {
+	cfg := EdgeConfig{Gateway: notification.GatewayConfig{MaxPushers: 2 * runtime.GOMAXPROCS(0), MaxSessions: 10}}
+	require.NoError(t, cfg.setDefaults(4))
+	g := cfg.gateway(4)
+	_, err := notification.NewGateway("g", g)
+	require.NoError(t, err)
+	require.Equal(t, 3, g.MaxSessions)
+	require.LessOrEqual(t, g.Pushers, g.MaxPushers)
+	require.Equal(t, 1_000_000/4, g.HistoryTotal)
+	cfg.Gateway.MaxPushers = 0
+	require.Equal(t, 65_536/4, cfg.gateway(4).MaxPushers)
 }
 
 // The stream is read through a proxy that drops blocks for a while, as a connection
