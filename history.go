@@ -42,9 +42,9 @@ type history struct {
 	// what came while nobody knew the user has no number, so that the numbers of
 	// a cursor from before cannot tell that it is missing.
 	key uint64
-	// epoch is whose numbers those are, with a Log. Immutable but for that of all,
-	// which is guarded by mu, and under all.mu store.last and store.offered do not
-	// change theirs.
+	// epoch is whose numbers those are, with a Log. It is immutable in the history
+	// of a user. That of all is guarded by all.mu, and so are writes to store.last
+	// and store.offered, which are numbers of that epoch.
 	epoch uint64
 
 	mu    sync.Mutex

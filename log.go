@@ -15,12 +15,12 @@ import (
 // in the order of its numbers. For each piece of the log the feeder first makes
 // sure that Missed finds it, then raises At over it, then asks Gateway.Holds for
 // each entry and sends those that are held: a user who comes in between is in the
-// Gateway's table before At is read, and so gets it one way or the other. Now and
-// then, and at least once in a piece, it should send something that nobody
-// holds, or a Message of no Notification: with that the cursors of users move on
-// to whom nothing happens. What is missing in the log it tells by raising At over
-// it, and calling Gap then. When the numbers begin anew, it sends nothing more
-// until Epoch has changed, At is what it is in the new epoch, and Gap was called.
+// Gateway's table before At is read, and so gets it one way or the other. If the
+// last entry of a piece was not sent, a Message of no Notification should be, with
+// a number as high: with that the cursors of users move on to whom nothing
+// happens. What is missing in the log it tells by raising At over it, and calling
+// Gap then. When the numbers begin anew, it sends nothing more until Epoch has
+// changed, At is what it is in the new epoch, and Gap was called.
 //
 // The methods are called from any goroutine. Epoch, At and Seal are called with
 // locks of the Gateway held: they must not wait, and call nothing of it.
@@ -33,9 +33,9 @@ type Log interface {
 
 	// Missed returns what was sent to the user, or to AllUsers, with a number over
 	// after and at most upTo in its lane, if its channel is one of channels (nil:
-	// all): Messages of NewMessageAt, each lane in order, at most so many. It is
-	// asked for nothing behind At, but for after: another Gateway of the Log may
-	// be ahead. An error that Is ErrCursorGone says that something of it is no
+	// all): Messages of NewMessageAt, each lane in order, at most so many. upTo
+	// is not over At where it is over after; after may be, because another Gateway
+	// of the Log may be ahead. An error that Is ErrCursorGone says that something of it is no
 	// longer there, or that the log ends before after; any other that it may
 	// succeed later.
 	Missed(ctx context.Context, userID string, channels []Channel, after, upTo [NumPriorities]uint64, most int) ([]*Message, error)

@@ -7,7 +7,8 @@
 //
 // [Open] connects to the servers and creates the streams, or verifies those that
 // are there. A [Publisher] puts notifications into the log and says when each is
-// in it.
+// in it. An [Edge] serves the users of some partitions, who may resume at any other
+// edge. A [Reader] reads the log whole, from a place that its caller keeps.
 //
 // # Streams, partitions and lanes
 //
