@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/qaexchange/notification"
 	"github.com/qaexchange/notification/natslog/internal/natstest"
 	"github.com/stretchr/testify/require"
@@ -120,5 +121,33 @@ func BenchmarkPublish(b *testing.B) {
 				require.EqualValues(b, b.N, st.Acknowledged)
 			})
 		}
+	}
+}
+
+// BenchmarkSingly is what one would do without blocks: each notification is a message
+// of JetStream with a Msg-Id, published asynchronously. With retries it keeps no order.
+func BenchmarkSingly(b *testing.B) {
+	for _, synced := range []bool{false, true} {
+		s := natstest.Start(b, natstest.Config{SyncAlways: synced})
+		b.Run(fmt.Sprintf("synced=%t", synced), func(b *testing.B) {
+			l := open(b, Config{URL: s.URL, MaxBytes: 64 << 20})
+			js, err := jetstream.New(l.bulk.nc, jetstream.WithPublishAsyncMaxPending(1024))
+			require.NoError(b, err)
+			ns := make([]*notification.Notification, 4096)
+			for i := range ns {
+				ns[i] = sample(i, notification.P1)
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := range b.N {
+				data, err := ns[i%len(ns)].MarshalBinary()
+				require.NoError(b, err)
+				_, err = js.PublishMsgAsync(newBlockMsg(l.subject(notification.P1, 0), strconv.Itoa(i)+b.Name()+strconv.Itoa(b.N), 1, data), jetstream.WithStallWait(time.Minute))
+				require.NoError(b, err)
+			}
+			<-js.PublishAsyncComplete()
+			b.StopTimer()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msgs/s")
+		})
 	}
 }
