@@ -132,7 +132,10 @@ func (c *logChaos) start(i int) {
 	if c.chance(3) {
 		e.from = e.at // it has nothing from before
 	}
-	e.onFeed = func() { e.pause.Lock(); e.pause.Unlock() }
+	e.onFeed = func() {
+		e.pause.Lock() // waits while somebody pauses it
+		defer e.pause.Unlock()
+	}
 	e.onRaised = func(Priority) {
 		if c.chance(4) {
 			breather()
