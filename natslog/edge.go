@@ -31,7 +31,8 @@ type EdgeConfig struct {
 	// Gateway configures the Gateways, one for each partition. Its limits are those of
 	// the edge and are divided among them: MaxSessions, Pushers, MaxPushers and
 	// HistoryTotal. HistoryMessages has the default 4,096 here, or OutboxMessages if
-	// that is more; Log must be nil.
+	// that is more: that a session that ended as slow finds all that its outbox held
+	// wants 8 × OutboxMessages. Log must be nil.
 	Gateway notification.GatewayConfig
 }
 

@@ -17,7 +17,7 @@ type stuck struct {
 }
 
 func (s *stuck) Push(context.Context, []*notification.Message) error {
-	wake(s.entered)
+	rouse(s.entered)
 	<-s.free
 	return nil
 }

@@ -89,11 +89,11 @@ func (c *listener) Push(ctx context.Context, batch []*notification.Message) erro
 		c.ids = append(c.ids, m.Notification().ID)
 	}
 	c.cursor = c.s.Cursor()
-	wake(c.some)
+	rouse(c.some)
 	return nil
 }
 
-func (c *listener) Close(error) { wake(c.some) }
+func (c *listener) Close(error) { rouse(c.some) }
 
 // connect registers a session at an edge behind the cursor.
 func (c *listener) connect(e *Edge) error {

@@ -158,7 +158,7 @@ func (f *follower) patience(ctx context.Context) (context.Context, context.Cance
 func (f *follower) run(ctx context.Context) error {
 	if f.log.cfg.Replicas > 1 {
 		// Of what NATS says of a leader only that there is a new one is of interest.
-		s, err := f.c.nc.Subscribe("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED."+f.name, func(*nats.Msg) { wake(f.leaders) })
+		s, err := f.c.nc.Subscribe("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED."+f.name, func(*nats.Msg) { rouse(f.leaders) })
 		if err != nil {
 			return fmt.Errorf("%w: %w", notification.ErrClosed, err)
 		}
@@ -202,14 +202,6 @@ func isClosed(c <-chan struct{}) bool {
 		return true
 	default:
 		return false
-	}
-}
-
-// wake rings a bell of capacity 1.
-func wake(bell chan struct{}) {
-	select {
-	case bell <- struct{}{}:
-	default:
 	}
 }
 
