@@ -205,7 +205,10 @@ export class Connector implements Client, Owner {
         return this.#keep(frame.cursor);
     }
     const { notifications, cursor, dropped } = frame;
-    if (dropped) await this.#options.snapshot?.("gap");
+    if (dropped) {
+      await this.#options.snapshot?.("gap");
+      if (this.#closing) return; // the batch has left the queue that close empties
+    }
     if (notifications.length > 0) await this.#options.onNotifications(notifications, cursor);
     await this.#keep(cursor);
   }

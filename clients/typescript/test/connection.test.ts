@@ -1,7 +1,7 @@
 // One connection after the other: states, waits, codes, cursors.
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { connect, type Stopped } from "../src/notification-client.ts";
-import { gate, pass, play, settle, ScriptedSocket, type Play } from "./scripted.ts";
+import { gate, notification, pass, play, settle, ScriptedSocket, type Play } from "./scripted.ts";
 
 beforeEach(() => void vi.useFakeTimers());
 afterEach(() => {
@@ -353,6 +353,19 @@ describe("close", () => {
     handler.open();
     expect(await closed).toEqual({ state: "stopped", reason: "closed", code: 1000, cursor: "c1" });
     expect(p.news()).toEqual(["got n-1", "cursor c1", "state stopped closed 1000"]);
+  });
+
+  test("during the snapshot of what was dropped hands over nothing: the cursor stays before that batch", async () => {
+    const snapshot = gate();
+    const p = await live({ snapshot: (reason) => (reason === "gap" ? snapshot.promise : undefined) });
+    p.socket().say({ cursor: "c1", notifications: [notification(1)], dropped: 1 }).batch("c2", 2);
+    await settle();
+    const closed = p.client.close();
+    await settle();
+    expect(p.stopped, "the snapshot is waited for").toBeUndefined();
+    snapshot.open();
+    expect(await closed).toEqual({ state: "stopped", reason: "closed", code: 1000, cursor: "c0" });
+    expect(p.news()).toEqual(["snapshot gap", "state stopped closed 1000"]);
   });
 
   test.each([
