@@ -140,7 +140,9 @@ export class Connector implements Client, Owner {
   #backOff({ reason, code }: Ending, session: Session): Promise<void> {
     const { base = 500, max = 30_000, stable = 60_000 } = this.#options.backoff ?? {};
     if (session.welcome && performance.now() - session.began >= stable) this.#failures = 0;
-    const retryMs = Math.round(Math.random() * Math.min(max, base * 2 ** this.#failures++));
+    // A renewal is no failure, and renewals pause by themselves.
+    const failures = reason === "credentials" ? 0 : this.#failures++;
+    const retryMs = Math.round(Math.random() * Math.min(max, base * 2 ** failures));
     this.#tell({ state: "waiting", reason, code, retryMs });
     return new Promise((resolve) => {
       const timer = setTimeout(resolve, retryMs);

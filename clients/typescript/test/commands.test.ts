@@ -136,6 +136,22 @@ describe("credentials that expire soon", () => {
     await stop(p);
   });
 
+  test("that are renewed by another connection are no failure, however often: each wait is within the base", async () => {
+    const p = await play({ credentials: (why) => ({ ticket: why }) });
+    for (let i = 0; i < 8; i++) {
+      p.socket().welcome({ resumed: i > 0 }).live();
+      await settle();
+      p.socket().say({ action: "expiring", in_ms: 2_000 });
+      await pass(i > 0 ? 1_000 : 0); // the first time at once, later after half of their life
+      expect(p.client.state, `renewal ${i}`).toEqual({ state: "waiting", reason: "credentials", code: 0, retryMs: 250 });
+      await pass(250);
+    }
+    p.socket().end(1006);
+    await settle();
+    expect(p.client.state, "the first loss").toMatchObject({ reason: "network", retryMs: 250 });
+    await stop(p);
+  });
+
   test("are left alone if nobody has others", async () => {
     const p = await play();
     p.socket().welcome().live().say(expiring);
