@@ -24,6 +24,7 @@ var ops = map[string]func(c *conn, arg json.RawMessage) error{
 	// Before the upgrade.
 	"expect":         expect,
 	"refuse":         refuse,
+	"redirect":       redirect,
 	"cut_handshake":  cutHandshake,
 	"hold_handshake": holdHandshake,
 
@@ -125,6 +126,13 @@ func refuse(c *conn, arg json.RawMessage) error {
 	c.answered = true
 	http.Error(c.w, http.StatusText(status), status)
 	return nil
+}
+
+// redirect leads to where the request came from, with a status: whoever follows it is
+// the next connection, and has not waited.
+func redirect(c *conn, arg json.RawMessage) error {
+	c.w.Header().Set("Location", c.request.URL.String())
+	return refuse(c, arg)
 }
 
 func cutHandshake(c *conn, _ json.RawMessage) error {
