@@ -113,13 +113,13 @@ func (c *Client) dial(ctx context.Context, creds Credentials, cursor string, cha
 	case response != nil:
 		return nil, &ending{reason: ReasonProtocol, err: err}
 	case ctx.Err() != nil:
-		return nil, &ending{reason: ReasonNetwork, err: errors.New("the handshake took too long")}
+		return nil, &ending{reason: ReasonNetwork, code: web.CodeAbnormal, err: errors.New("the handshake took too long")}
 	}
 	var quoting *url.Error
 	if errors.As(err, &quoting) {
 		err = quoting.Err
 	}
-	return nil, &ending{reason: ReasonNetwork, err: err}
+	return nil, &ending{reason: ReasonNetwork, code: web.CodeAbnormal, err: err}
 }
 
 // endingOfStatus translates what a program sees where a page is told a close code.

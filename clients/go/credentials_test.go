@@ -245,7 +245,7 @@ func TestCredentials(t *testing.T) {
 			s.start(t.Context())
 			s.told()
 			require.EqualError(t, s.State().Err, "no route")
-			require.Equal(t, "waiting 0.2s: network: no route", s.State().String())
+			require.Equal(t, "waiting 0.2s: network, close code 1006: no route", s.State().String())
 			_, err := New(Config{URL: "ws://user:secret@host:badport/", OnNotifications: func(context.Context, Batch) error { return nil }})
 			require.ErrorContains(t, err, "Config.URL is no URL")
 			require.NotContains(t, err.Error(), "secret")

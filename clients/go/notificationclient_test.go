@@ -103,7 +103,7 @@ func TestLifecycle(t *testing.T) {
 				}
 				require.NoError(t, s.stopped())
 				require.Zero(t, time.Since(began))
-				require.Equal(t, State{Status: StatusStopped, Reason: ReasonClosed}, s.State())
+				require.Equal(t, State{Status: StatusStopped, Reason: ReasonClosed, Code: 1000}, s.State())
 			})
 		})
 		t.Run("the end of Run's context "+name+" ends it with the cause", func(t *testing.T) {
@@ -115,7 +115,7 @@ func TestLifecycle(t *testing.T) {
 				s.told()
 				cancel(cause)
 				require.Equal(t, cause, s.stopped())
-				require.Equal(t, State{Status: StatusStopped, Reason: ReasonClosed}, s.State())
+				require.Equal(t, State{Status: StatusStopped, Reason: ReasonClosed, Code: 1000}, s.State())
 			})
 		})
 	}
@@ -141,7 +141,7 @@ func TestLifecycle(t *testing.T) {
 			s := e.subscribe(Config{})
 			require.ErrorIs(t, s.Run(ctx), context.Canceled)
 			require.Zero(t, e.handshakes())
-			require.Equal(t, []string{"stopped closed 0"}, s.told())
+			require.Equal(t, []string{"stopped closed 1000"}, s.told())
 		},
 		"Shutdown waits for the handler, whose batch counts, and closes with 1000": func(t *testing.T, e *edge) {
 			release := make(chan struct{})
@@ -157,7 +157,7 @@ func TestLifecycle(t *testing.T) {
 			require.Empty(t, done)
 			close(release)
 			require.NoError(t, <-done)
-			require.Equal(t, []string{"cursor c1", "stopped closed 0"}, s.told())
+			require.Equal(t, []string{"cursor c1", "stopped closed 1000"}, s.told())
 			require.Equal(t, 1000, v.left())
 		},
 		"Shutdown waits for the snapshot of what was dropped, and the batch that says so is left to the next run": func(t *testing.T, e *edge) {
@@ -175,7 +175,7 @@ func TestLifecycle(t *testing.T) {
 			synctest.Wait()
 			close(release)
 			require.NoError(t, <-done)
-			require.Equal(t, []string{"stopped closed 0"}, s.told(), "no callback begins, and no cursor moves")
+			require.Equal(t, []string{"stopped closed 1000"}, s.told(), "no callback begins, and no cursor moves")
 			require.Equal(t, "c0", s.Cursor())
 			require.Equal(t, 1000, v.left())
 		},
@@ -223,7 +223,7 @@ func TestLifecycle(t *testing.T) {
 			s.told()
 			cancel()
 			require.ErrorIs(t, s.stopped(), context.Canceled)
-			require.Equal(t, []string{"cursor c1", "stopped closed 0"}, s.told())
+			require.Equal(t, []string{"cursor c1", "stopped closed 1000"}, s.told())
 		},
 		"a server that does not answer the closing handshake holds Shutdown up for its context at most": func(t *testing.T, e *edge) {
 			s := e.subscribe(Config{})

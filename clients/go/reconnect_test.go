@@ -241,7 +241,7 @@ func TestReconnect(t *testing.T) {
 			}
 			s := e.run(Config{ConnectTimeout: 3 * time.Second})
 			<-time.After(3*time.Second + time.Millisecond)
-			require.Equal(t, []string{"connecting", "waiting network 0 250ms"}, s.told())
+			require.Equal(t, []string{"connecting", "waiting network 1006 250ms"}, s.told())
 			close(hang)
 		},
 		"a frame that is cut in the middle is not handed over": func(t *testing.T, e *edge) {
@@ -267,7 +267,7 @@ func TestReconnect(t *testing.T) {
 				return e.pipes.dial(ctx, a, b)
 			}}}
 			s.start(t.Context())
-			require.Equal(t, []string{"connecting", "waiting network 0 250ms"}, s.told())
+			require.Equal(t, []string{"connecting", "waiting network 1006 250ms"}, s.told())
 			require.EqualError(t, s.State().Err, "no route")
 			up.Store(true)
 			e.next()

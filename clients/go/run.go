@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/qaexchange/notification/web"
 )
 
 // loop connects again and again, and returns why it stopped. soft is done when no
@@ -12,7 +14,7 @@ func (c *Client) loop(soft, hard context.Context) *StopError {
 	for losses := 0; ; losses++ {
 		lived, end := c.session(soft, hard)
 		if hard.Err() != nil || soft.Err() != nil && (end == nil || end.reason != ReasonHandler) {
-			return &StopError{Reason: ReasonClosed, Cursor: c.Cursor()}
+			return &StopError{Reason: ReasonClosed, Code: web.CodeNormal, Cursor: c.Cursor()}
 		}
 		switch end.fate() {
 		case fateAnew:

@@ -42,7 +42,7 @@ const (
 type State struct {
 	Status Status
 	Reason Reason        // of StatusWaiting and StatusStopped
-	Code   web.Code      // the close code; 0: there was none
+	Code   web.Code      // the close code, web.CodeAbnormal of ReasonNetwork, web.CodeNormal of ReasonClosed; 0: there was none
 	Err    error         // what else is known of the reason; may be nil
 	Retry  time.Duration // of StatusWaiting: until the next attempt
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/qaexchange/notification"
 	notificationclient "github.com/qaexchange/notification/clients/go"
+	"github.com/qaexchange/notification/web"
 )
 
 type options struct {
@@ -93,7 +94,7 @@ func drive(in io.Reader, out io.Writer) error {
 	// for it.
 	go d.obey(client, lines)
 
-	last := fields{"event": "stopped", "reason": notificationclient.ReasonClosed, "code": 0, "cursor": client.Cursor()}
+	last := fields{"event": "stopped", "reason": notificationclient.ReasonClosed, "code": web.CodeNormal, "cursor": client.Cursor()}
 	err = <-ran
 	last["cursor"] = client.Cursor()
 	if stop, ok := errors.AsType[*notificationclient.StopError](err); ok {

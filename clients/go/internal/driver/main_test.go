@@ -79,8 +79,8 @@ func TestDrive(t *testing.T) {
 	}
 	require.Equal(t, "error", next()["event"])
 	go io.WriteString(say, `{"do":"stop"}`+"\n")
-	require.Equal(t, map[string]any{"event": "state", "state": "stopped", "reason": "closed", "code": 0.0}, next())
-	require.Equal(t, map[string]any{"event": "stopped", "reason": "closed", "code": 0.0, "cursor": "c1"}, next())
+	require.Equal(t, map[string]any{"event": "state", "state": "stopped", "reason": "closed", "code": 1000.0}, next())
+	require.Equal(t, map[string]any{"event": "stopped", "reason": "closed", "code": 1000.0, "cursor": "c1"}, next())
 	require.NoError(t, <-drove)
 	require.NoError(t, say.Close())
 	for range commands {
