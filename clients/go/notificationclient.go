@@ -72,7 +72,8 @@ type Config struct {
 	// error stops the client. ctx ends, with the reason as its cause, when the
 	// snapshot is of no use any more: the connection was lost, or more than 10,000
 	// notifications came meanwhile. Then its error is ignored, and it is called
-	// again after the next welcome. Nil: there is nothing to load.
+	// again after the next welcome. Nil: there is nothing to load, and a loss does
+	// not matter to what has come.
 	Snapshot func(ctx context.Context, reason SnapshotReason) error
 	// OnState is told each change of state, once. It should not block; nil: nobody is.
 	OnState func(State)
@@ -118,9 +119,6 @@ func (c *Config) setDefaults() error {
 	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, 20*time.Second)
 	if c.Credentials == nil {
 		c.Credentials = func(context.Context, Why) (Credentials, error) { return Credentials{}, nil }
-	}
-	if c.Snapshot == nil {
-		c.Snapshot = func(context.Context, SnapshotReason) error { return nil }
 	}
 	if c.OnState == nil {
 		c.OnState = func(State) {}

@@ -191,8 +191,13 @@ func (c *Client) welcomed(ctx context.Context, n *conn, f frame) *ending {
 }
 
 // load loads a snapshot. If the connection ends meanwhile the snapshot is still
-// owed, and the next welcome leads to it.
+// owed, and the next welcome leads to it. Where there is none, nothing is lost with
+// the connection: what has come is as good as before.
 func (c *Client) load(ctx context.Context, n *conn, reason SnapshotReason) *ending {
+	if c.cfg.Snapshot == nil {
+		c.owed = ""
+		return nil
+	}
 	c.owed = reason
 	loading, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

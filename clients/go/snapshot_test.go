@@ -106,6 +106,27 @@ func TestSnapshot(t *testing.T) {
 			v.say(welcome("c1", true), batch("c3", "n3"))
 			require.Equal(t, []string{"cursor c1", "waiting server 1001 250ms", "connecting", "replaying", "snapshot gap", "got n3", "cursor c3"}, s.told())
 		},
+		"without a callback what came before a loss is handed over: there was nothing to load": func(t *testing.T, e *edge) {
+			release := make(chan struct{})
+			s := e.subscribe(Config{})
+			s.cfg.Snapshot = nil
+			tell := s.cfg.OnState
+			s.cfg.OnState = func(st State) {
+				if tell(st); st.Status == StatusReplaying {
+					<-release
+				}
+			}
+			s.start(t.Context())
+			v := e.next()
+			v.say(welcome("c0", false), batch("c1", "n1"), live, dropped("c2", "n2"))
+			synctest.Wait()
+			v.cut()
+			require.Equal(t, []string{"connecting", "replaying"}, s.told())
+			close(release)
+			v = e.next()
+			require.Equal(t, "c2", v.query.Get("cursor"))
+			require.Equal(t, []string{"cursor c0", "got n1", "cursor c1", "live", "got n2", "cursor c2", "waiting network 1006 250ms", "connecting"}, s.told())
+		},
 		"a gap is the reason for one, though there was no welcome before it": func(t *testing.T, e *edge) {
 			s := e.run(Config{Cursor: "c7"})
 			e.next().close(4100)
