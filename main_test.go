@@ -27,8 +27,10 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	before := runtime.NumGoroutine()
 	code := m.Run()
-	fuzzing := flag.Lookup("test.fuzz").Value.String() != "" // its workers are not ours
-	if n := goroutines(before); code == 0 && n > before && !fuzzing {
+	if flag.Lookup("test.fuzz").Value.String() != "" {
+		os.Exit(code) // its workers are not ours, and would be waited for
+	}
+	if n := goroutines(before); code == 0 && n > before {
 		fmt.Fprintf(os.Stderr, "%d goroutines before the tests, %d after:\n%s\n", before, n, stacks())
 		code = 1
 	}

@@ -427,6 +427,7 @@ func TestEdgeHole(t *testing.T) {
 		alice.leave()
 	})
 	t.Run("while the edge cannot ask the servers, a client with such a cursor is told to try again", func(t *testing.T) {
+		x.catchesUp(x.one)
 		alice := newListener(t, "alice")
 		require.NoError(t, alice.connect(x.one))
 		way.Cut()

@@ -22,8 +22,10 @@ func TestMain(m *testing.M) {
 	_ = flag.Set("test.parallel", "8")
 	before := runtime.NumGoroutine()
 	code := natstest.Main(m)
-	fuzzing := flag.Lookup("test.fuzz").Value.String() != "" // its workers are not ours
-	if n := goroutines(before); code == 0 && n > before && !fuzzing {
+	if flag.Lookup("test.fuzz").Value.String() != "" {
+		os.Exit(code) // its workers are not ours, and would be waited for
+	}
+	if n := goroutines(before); code == 0 && n > before {
 		buf := make([]byte, 1<<20)
 		fmt.Fprintf(os.Stderr, "%d goroutines before the tests, %d after:\n%s\n", before, n, buf[:runtime.Stack(buf, true)])
 		code = 1
