@@ -42,8 +42,8 @@ func TestConfig(t *testing.T) {
 	t.Run("the defaults are those that are documented", func(t *testing.T) {
 		c, err := New(good())
 		require.NoError(t, err)
-		require.Equal(t, []any{500 * time.Millisecond, 30 * time.Second, time.Minute, 2.5, 20 * time.Second, http.DefaultClient},
-			[]any{c.cfg.BackoffBase, c.cfg.BackoffCap, c.cfg.StableAfter, c.cfg.WatchdogFactor, c.cfg.ConnectTimeout, c.cfg.HTTPClient})
+		require.Equal(t, []any{500 * time.Millisecond, 30 * time.Second, time.Minute, 2.5, 20 * time.Second, http.DefaultClient.Transport},
+			[]any{c.cfg.BackoffBase, c.cfg.BackoffCap, c.cfg.StableAfter, c.cfg.WatchdogFactor, c.cfg.ConnectTimeout, c.cfg.HTTPClient.Transport})
 		require.Zero(t, c.State())
 		for range 1000 {
 			require.GreaterOrEqual(t, c.backoff(0), time.Duration(0))
