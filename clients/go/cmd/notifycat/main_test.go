@@ -231,7 +231,7 @@ func TestWatch(t *testing.T) {
 		status, out, told := p.end()
 		require.Zero(t, status, told)
 		require.Empty(t, out)
-		require.Regexp(t, `(?s)connecting.*replaying.*live.*stopped: closed$`, told)
+		require.Regexp(t, `(?s)connecting.*replaying.*live.*stopped: closed, close code 1000$`, told)
 	})
 	t.Run("what somebody writes cannot tell the terminal to do something", func(t *testing.T) {
 		s := serve(t)
