@@ -292,7 +292,9 @@ func (c *chaos) judge() {
 		s := sums[name]
 		c.t.Logf("%s: %d users took %d, resumed %d times, loaded snapshots %v, lost connections %v; %d complaints", name, s.users, s.taken, s.resumed, s.snapshots, s.losses, s.complaints)
 	}
-	if s := sums["naive"]; s != nil && s.complaints == 0 {
+	// In a few seconds it may be lucky; that its list is looked at as well as the others'
+	// is what TestObserver shows.
+	if s := sums["naive"]; s != nil && s.complaints == 0 && *chaosFlag >= time.Minute {
 		c.t.Error("the naive client comes through all of it, so that this test finds nothing")
 	}
 }

@@ -51,7 +51,7 @@ func (d *display) refresh() {
 	for _, p := range d.all.list {
 		p.mu.Lock()
 		state := "\x1b[32mup\x1b[0m  "
-		if p.cmd == nil {
+		if !p.ready {
 			state = "\x1b[31mdown\x1b[0m"
 		}
 		name := p.role

@@ -20,6 +20,7 @@ type process struct {
 
 	mu      sync.Mutex
 	cmd     *exec.Cmd  // guarded by mu; nil: it does not run
+	ready   bool       // guarded by mu: it does, and has said so
 	exited  chan error // guarded by mu: what Wait of cmd returned
 	killed  int        // guarded by mu
 	stopped int        // guarded by mu: by a signal that it could prepare for
@@ -70,6 +71,9 @@ func (p *process) start() error {
 	if readErr != nil {
 		return fmt.Errorf("%s %s did not get ready: %w", p.role, p.args[0], readErr)
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ready = p.cmd == cmd
 	return nil
 }
 
@@ -77,7 +81,7 @@ func (p *process) start() error {
 func (p *process) end(sig syscall.Signal) error {
 	p.mu.Lock()
 	cmd, exited := p.cmd, p.exited
-	p.cmd = nil
+	p.cmd, p.ready = nil, false
 	p.mu.Unlock()
 	if cmd == nil {
 		return nil
@@ -94,10 +98,20 @@ func (p *process) finish() error {
 	return nil
 }
 
-func (p *process) runs() bool {
+// isReady reports whether it runs, and not only since a moment ago.
+func (p *process) isReady() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.cmd != nil
+	return p.ready
+}
+
+// claim reports whether it is ready, and makes it the caller's to kill.
+func (p *process) claim() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	was := p.ready
+	p.ready = false
+	return was
 }
 
 // kill ends it, with or without a warning, and starts it again a moment later.
@@ -122,19 +136,20 @@ func (p *process) kill(graceful bool) {
 	}
 }
 
-// killOne picks one that runs. Edges go one in two times as they do when a new
+// killOne picks one that is ready: to kill one that is being started would say nothing
+// of it, and look as if it had failed. Edges go one in two times as they do when a new
 // version is rolled out.
 func (ps *processes) killOne() {
 	p := ps.list[rand.IntN(len(ps.list))]
-	if p.runs() {
+	if p.claim() {
 		go p.kill(p.role == "edge" && rand.IntN(2) == 0) // ends when it is back; settle waits for that
 	}
 }
 
-// settle returns when all run.
+// settle returns when all are ready.
 func (ps *processes) settle() {
 	for _, p := range ps.list {
-		for !p.runs() && ps.failure() == nil {
+		for !p.isReady() && ps.failure() == nil {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}
@@ -178,7 +193,7 @@ func (ps *processes) counts(role string) (run, killed, stopped int) {
 			continue
 		}
 		p.mu.Lock()
-		if p.cmd != nil {
+		if p.ready {
 			run++
 		}
 		killed, stopped = killed+p.killed, stopped+p.stopped
