@@ -30,44 +30,57 @@ func sample(i int, lane notification.Priority) *notification.Notification {
 }
 
 // BenchmarkPublishWait is acknowledged publishing by callers that each wait for one
-// notification before the next.
+// notification before the next: to one server, and to three that all have it, on the
+// same machine and disk.
 func BenchmarkPublishWait(b *testing.B) {
 	for _, synced := range []bool{false, true} {
-		s := natstest.Start(b, natstest.Config{SyncAlways: synced})
-		for _, callers := range []int{1, 64, 512} {
-			b.Run(fmt.Sprintf("synced=%t/callers=%d", synced, callers), func(b *testing.B) {
-				l := open(b, Config{URL: s.URL, MaxBytes: 64 << 20})
-				p := publisher(b, l, PublisherConfig{Linger: [notification.NumPriorities]time.Duration{-1, -1, -1, -1}})
-				took := make([]time.Duration, 0, 1<<20)
-				var mu sync.Mutex
-				var left atomic.Int64
-				left.Store(int64(b.N))
-				var wg sync.WaitGroup
-				b.ReportAllocs()
-				b.ResetTimer()
-				for c := range callers {
-					wg.Go(func() { // ends when nothing is left
-						var own []time.Duration
-						for i := c; left.Add(-1) >= 0; i++ {
-							began := time.Now()
-							if err := p.PublishWait(context.Background(), sample(i, notification.P1)); err != nil {
-								b.Error(err)
-								return
-							}
-							own = append(own, time.Since(began))
-						}
-						mu.Lock()
-						took = append(took, own...)
-						mu.Unlock()
-					})
-				}
-				wg.Wait()
-				b.StopTimer()
-				report(b, took)
-				st := p.Stats().Lanes[notification.P1]
-				b.ReportMetric(float64(st.Acknowledged)/float64(st.Blocks), "msgs/block")
-			})
+		for _, replicas := range []int{1, 3} {
+			config := natstest.Config{SyncAlways: synced}
+			var url string
+			if replicas == 1 {
+				url = natstest.Start(b, config).URL
+			} else {
+				url = natstest.StartCluster(b, config).URL
+			}
+			benchmarkPublishWait(b, fmt.Sprintf("synced=%t/replicas=%d", synced, replicas), Config{URL: url, Replicas: replicas, MaxBytes: 64 << 20})
 		}
+	}
+}
+
+func benchmarkPublishWait(b *testing.B, name string, cfg Config) {
+	for _, callers := range []int{1, 64, 512} {
+		b.Run(fmt.Sprintf("%s/callers=%d", name, callers), func(b *testing.B) {
+			l := open(b, cfg)
+			p := publisher(b, l, PublisherConfig{Linger: [notification.NumPriorities]time.Duration{-1, -1, -1, -1}})
+			took := make([]time.Duration, 0, 1<<20)
+			var mu sync.Mutex
+			var left atomic.Int64
+			left.Store(int64(b.N))
+			var wg sync.WaitGroup
+			b.ReportAllocs()
+			b.ResetTimer()
+			for c := range callers {
+				wg.Go(func() { // ends when nothing is left
+					var own []time.Duration
+					for i := c; left.Add(-1) >= 0; i++ {
+						began := time.Now()
+						if err := p.PublishWait(context.Background(), sample(i, notification.P1)); err != nil {
+							b.Error(err)
+							return
+						}
+						own = append(own, time.Since(began))
+					}
+					mu.Lock()
+					took = append(took, own...)
+					mu.Unlock()
+				})
+			}
+			wg.Wait()
+			b.StopTimer()
+			report(b, took)
+			st := p.Stats().Lanes[notification.P1]
+			b.ReportMetric(float64(st.Acknowledged)/float64(st.Blocks), "msgs/block")
+		})
 	}
 }
 
