@@ -35,9 +35,9 @@ type Log interface {
 	// after and at most upTo in its lane, if its channel is one of channels (nil:
 	// all): Messages of NewMessageAt, each lane in order, at most so many. upTo
 	// is not over At where it is over after; after may be, because another Gateway
-	// of the Log may be ahead. An error that Is ErrCursorGone says that something of it is no
-	// longer there, or that the log ends before after; any other that it may
-	// succeed later.
+	// of the Log may be ahead. An error that Is ErrCursorGone says that something of
+	// it is no longer there, or that the log ends before after; any other that it
+	// may succeed later.
 	Missed(ctx context.Context, userID string, channels []Channel, after, upTo [NumPriorities]uint64, most int) ([]*Message, error)
 
 	// Seal returns what tells this place of this user from the same numbers in a

@@ -110,29 +110,34 @@ func nextArchive(b []byte) (int, error) {
 type entry struct {
 	archive notification.Archive // zero if err is set
 	user    string               // its UserID, or AllUsers if err is set and it does not say whose it is; aliases the block
+	at      int                  // where its archive begins in the block's data
 	err     error                // wraps notification.ErrCorrupt: this reader does not know its type, say
 }
 
 // entries yields the block's entries with their numbers in the log.
 func (b block) entries() iter.Seq2[uint64, entry] {
 	return func(yield func(uint64, entry) bool) {
-		rest := b.data
+		at := 0
 		for i := range b.count {
-			n := int(binary.LittleEndian.Uint32(rest[archiveSize:])) // openBlock checked it
-			if !yield(number(b.seq, i), b.entry(rest[:n:n])) {
+			e, next := b.entry(at)
+			if !yield(number(b.seq, i), e) {
 				return
 			}
-			rest = rest[n:]
+			at = next
 		}
 	}
 }
 
-func (b block) entry(data []byte) entry {
+// entry returns the one whose archive begins at an offset of data, and where the next
+// one does.
+func (b block) entry(at int) (e entry, next int) {
+	next = at + int(binary.LittleEndian.Uint32(b.data[at+archiveSize:])) // openBlock checked it
+	data := b.data[at:next:next]
 	a, err := notification.OpenArchive(data)
 	if err != nil {
-		return entry{user: b.userOf(data), err: err}
+		return entry{user: b.userOf(data), at: at, err: err}, next
 	}
-	return entry{archive: a, user: a.UserID()}
+	return entry{archive: a, user: a.UserID(), at: at}, next
 }
 
 // userOf returns whose archive it is that notification does not open. The strings

@@ -78,11 +78,10 @@ type indexEntry struct {
 // kept for ever.
 func (b *block) cost() int64 { return int64(max(len(b.data), 128)) }
 
-// A placed entry is one that is for somebody, with its place.
+// A placed entry is one that is for somebody, with its number.
 type placed struct {
 	entry
 	number uint64
-	at     int // where its archive begins in the block's data
 }
 
 func newIndex(most int64, ends func(context.Context, notification.Priority) (uint64, error)) *index {
@@ -193,12 +192,8 @@ func (x *index) evict() bool {
 
 // open returns what stands at an entry.
 func (b *indexBlock) open(e *indexEntry) entry {
-	rest := b.data[e.at:]
-	n, err := nextArchive(rest)
-	if err != nil {
-		panic(err) // openBlock checked it
-	}
-	return b.entry(rest[:n:n])
+	found, _ := b.entry(int(e.at))
+	return found
 }
 
 // Epoch implements notification.Log.
@@ -312,18 +307,14 @@ func (l *indexLane) missed(userID string, channels []notification.Channel, after
 // block of each number was stored. A log that has lost its end, and gives the same
 // numbers again, stores other blocks under them, at another time.
 func (x *index) Seal(userID string, numbers [notification.NumPriorities]uint64) (uint64, bool) {
-	const prime = 1099511628211
-	h := uint64(14695981039346656037)
-	for i := range len(userID) {
-		h = (h ^ uint64(userID[i])) * prime
-	}
+	h := fnv1a(userID)
 	for p, n := range numbers {
 		stored, ok := x.lanes[p].stored(n / maxEntries)
 		if !ok {
 			return 0, false
 		}
 		for range 8 {
-			h = (h ^ uint64(stored&0xff)) * prime
+			h = (h ^ uint64(stored&0xff)) * fnvPrime
 			stored >>= 8
 		}
 	}

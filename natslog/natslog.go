@@ -201,11 +201,18 @@ func (l *Log) stream(lane notification.Priority, partition int) string {
 // partitionOf returns the partition of a user: FNV-1a, 64 bit, over the bytes of
 // the UserID, modulo the number of partitions. Load balancers compute it too.
 func partitionOf(userID string, partitions int) int {
+	return int(fnv1a(userID) % uint64(partitions))
+}
+
+const fnvPrime = 1099511628211
+
+// fnv1a is FNV-1a, 64 bit. hash/fnv has it for bytes, and would allocate.
+func fnv1a(s string) uint64 {
 	h := uint64(14695981039346656037)
-	for i := range len(userID) {
-		h = (h ^ uint64(userID[i])) * 1099511628211
+	for i := range len(s) {
+		h = (h ^ uint64(s[i])) * fnvPrime
 	}
-	return int(h % uint64(partitions))
+	return h
 }
 
 // A conn is one connection, that comes back for ever, and tells when it has.

@@ -244,8 +244,6 @@ func (t *partition) caughtUp() {
 func (t *partition) warmUp(p notification.Priority, b block) {
 	l := &t.lanes[p]
 	t.place(p, b)
-	l.counts.blocks.Add(1)
-	l.counts.entries.Add(uint64(b.count))
 	l.counts.warming.Add(uint64(len(l.placed)))
 }
 
@@ -257,8 +255,6 @@ func (t *partition) take(ctx context.Context, p notification.Priority, b block) 
 	l := &t.lanes[p]
 	t.place(p, b)
 	t.index.add(p, b, l.placed)
-	l.counts.blocks.Add(1)
-	l.counts.entries.Add(uint64(b.count))
 	if !t.feeding.Load() {
 		l.counts.warming.Add(uint64(len(l.placed)))
 		return nil
@@ -325,16 +321,14 @@ func (t *partition) letGo(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// place sets placed to what a block has for somebody.
+// place counts a block, and sets placed to what it has for somebody.
 func (t *partition) place(p notification.Priority, b block) {
 	l := &t.lanes[p]
 	clear(l.placed) // keep no block alive
 	l.placed = l.placed[:0]
-	at := 0
+	l.counts.blocks.Add(1)
+	l.counts.entries.Add(uint64(b.count))
 	for n, e := range b.entries() {
-		here := at
-		size, _ := nextArchive(b.data[at:]) // openBlock checked it
-		at += size
 		switch {
 		case e.err != nil: // its ID cannot be told
 			l.window.pass()
@@ -345,7 +339,7 @@ func (t *partition) place(p notification.Priority, b block) {
 			l.counts.misplaced.Add(1)
 			continue
 		}
-		l.placed = append(l.placed, placed{e, n, here})
+		l.placed = append(l.placed, placed{e, n})
 	}
 }
 

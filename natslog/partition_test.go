@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/natslog/internal/natstest"
 	"github.com/stretchr/testify/require"
 )
 
@@ -112,9 +113,7 @@ func TestPartitionOfEdge(t *testing.T) {
 			defer close(fed)
 			f.feed(context.Background(), P1, ns...)
 		}()
-		for len(f.part.inbox[P1]) < 2 { // bob was asked for, and the third of alice waits for room
-			time.Sleep(time.Millisecond)
-		}
+		natstest.Eventually(t, "bob was asked for, and the third of alice waits for room", func() bool { return len(f.part.inbox[P1]) == 2 })
 		_ = f.connect("bob", cursor)
 		f.run()
 		<-fed

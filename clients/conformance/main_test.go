@@ -13,7 +13,7 @@ import (
 
 // The clients under test are those beside this folder, or in another checkout:
 //
-//	go test . -folder ~/work/notification/clients
+//	go test . -folder ~/notification/clients
 var folderFlag = flag.String("folder", "", "the `folder` of the clients, if they are not beside this one")
 
 func TestMain(m *testing.M) {
