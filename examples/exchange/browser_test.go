@@ -121,7 +121,7 @@ func market(t *testing.T, users int, rate float64) (x *exchange, web *server, st
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &driver{done: make(chan struct{})}
-	e := newEngine(users, 1, x.publish)
+	e := newEngine(users, 1, newBurst(x))
 	go d.run(func() time.Duration { return e.run(ctx, rate) })
 	watched := make(chan struct{})
 	go func() { // ends with stop, which waits for it

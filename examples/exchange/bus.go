@@ -12,8 +12,10 @@ import (
 // A bus is what the exchange publishes to and its sessions are registered at: a
 // Broker and a Gateway in memory, or a log on disk (see durable.go).
 type bus interface {
-	// Publish accepts n at once, or returns ErrQueueFull; PublishWait waits for room.
+	// Publish accepts n at once, or returns ErrQueueFull; PublishWait waits for room,
+	// and PublishBatch accepts a prefix of ns and says why the next one was refused.
 	Publish(n *notification.Notification) error
+	PublishBatch(ns []*notification.Notification) (accepted int, err error)
 	PublishWait(ctx context.Context, n *notification.Notification) error
 	RegisterSession(cfg notification.SessionConfig) (*notification.Session, error)
 

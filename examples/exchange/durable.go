@@ -67,6 +67,16 @@ func newDurable(ctx context.Context, dir string, gateway notification.GatewayCon
 // Publish does not wait for the disk: whether n has got there is counted.
 func (d *durable) Publish(n *notification.Notification) error { return d.publisher.Publish(n, nil) }
 
+// PublishBatch is Publish for each: the publisher makes blocks of them.
+func (d *durable) PublishBatch(ns []*notification.Notification) (accepted int, err error) {
+	for accepted < len(ns) && err == nil {
+		if err = d.Publish(ns[accepted]); err == nil {
+			accepted++
+		}
+	}
+	return accepted, err
+}
+
 // PublishWait waits for room, which there is when the server has taken a block.
 func (d *durable) PublishWait(ctx context.Context, n *notification.Notification) error {
 	for {

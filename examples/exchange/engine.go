@@ -31,6 +31,7 @@ var instruments = []struct {
 // the stories consist of. The same seed tells the same stories.
 type engine struct {
 	*ledger
+	flush  func() // at the end of each story
 	rnd    *rand.Rand
 	sent   [notification.NumPriorities]uint64
 	total  uint64
@@ -40,13 +41,14 @@ type engine struct {
 	turns  [notification.NumPriorities]uint64 // stories told per lane
 }
 
-func newEngine(users int, seed uint64, publish func(int, notification.Payload)) *engine {
+func newEngine(users int, seed uint64, to publisher) *engine {
 	e := &engine{rnd: rand.New(rand.NewPCG(seed, seed))}
 	e.ledger = newLedger(users, func(user int, payload notification.Payload) {
 		e.sent[payload.Type().DefaultPriority()]++
 		e.total++
-		publish(user, payload)
+		to.publish(user, payload)
 	})
+	e.flush = to.flush
 	for _, i := range instruments {
 		e.prices = append(e.prices, i.price)
 	}
@@ -57,7 +59,7 @@ func newEngine(users int, seed uint64, publish func(int, notification.Payload)) 
 // the exchange, so what the exchange delays is caught up with, not left out. It
 // returns how far behind its schedule it was at worst.
 func (e *engine) run(ctx context.Context, rate float64) (behind time.Duration) {
-	defer func() { e.ledger.publish(everybody, tradingEnds()) }()
+	defer func() { e.ledger.publish(everybody, tradingEnds()); e.flush() }()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for start := time.Now(); ctx.Err() == nil; {
@@ -96,6 +98,7 @@ func (e *engine) step() {
 	case notification.P3:
 		e.announce(turn)
 	}
+	e.flush()
 }
 
 // warn is a story of the risk checks.

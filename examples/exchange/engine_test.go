@@ -10,7 +10,7 @@ import (
 
 func TestEngine(t *testing.T) {
 	var s said
-	e := newEngine(1000, 7, s.publish)
+	e := newEngine(1000, 7, &s)
 	s.publish(everybody, tradingBegins()) // as newExchange does
 	for e.total < 100_000 {
 		e.step()
@@ -67,7 +67,7 @@ func TestEngine(t *testing.T) {
 	})
 	t.Run("the same seed tells the same stories", func(t *testing.T) {
 		var again said
-		e := newEngine(1000, 7, again.publish)
+		e := newEngine(1000, 7, &again)
 		again.publish(everybody, tradingBegins())
 		for e.total < 10_000 {
 			e.step()

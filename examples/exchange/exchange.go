@@ -76,7 +76,7 @@ type exchange struct {
 	ctx  context.Context                           // ended by stop
 	one  [notification.NumPriorities]atomic.Uint64 // accepted for one member
 	many [notification.NumPriorities]atomic.Uint64 // accepted for AllUsers
-	full [notification.NumPriorities]atomic.Uint64 // Publish said ErrQueueFull, so PublishWait was called
+	full [notification.NumPriorities]atomic.Uint64 // the bus said ErrQueueFull, so PublishWait was called
 	cut  [notification.NumPriorities]atomic.Uint64 // not accepted: the end came first
 }
 
@@ -101,50 +101,73 @@ func newExchange(n int, bus bus, run string) (*exchange, error) {
 	// keeps them from being what the first orders wait for.
 	open := make(chan struct{})
 	x.members[n-1].client.first = open // it has no Push before: nothing was published yet
-	x.publish(everybody, tradingBegins())
+	if _, err := x.send(everybody, tradingBegins()); err != nil {
+		return nil, err
+	}
 	<-open
 	return x, nil
 }
-
-// publish is send for a driver, which has no use for the ID. That something was
-// not accepted is counted, and happens only when the exchange ends.
-func (x *exchange) publish(user int, payload notification.Payload) { x.send(user, payload) }
 
 // send tells a member, or everybody, and returns the notification's ID. A full
 // lane makes it wait for room: whoever drives the exchange then falls behind
 // its schedule, which the report shows, and nothing is lost. It gives up when
 // the exchange ends.
 func (x *exchange) send(user int, payload notification.Payload) (id string, err error) {
-	t := payload.Type()
-	p, k := t.DefaultPriority(), streamOf[t]
-	to, prefix, s, accepted := notification.AllUsers, everybodyPrefix, &x.all[k], &x.many[p]
-	if user != everybody {
-		m := x.members[user]
-		to, prefix, s, accepted = m.id, m.id, &m.streams[k], &x.one[p]
-	}
-
+	n, s := x.compose(user, payload)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := &notification.Notification{
-		ID:        string(strconv.AppendUint(append(x.streamID(prefix, k), '-'), s.last.Load()+1, 10)),
+	x.identify(n, s.last.Load()+1)
+	if err = x.bus.Publish(n); errors.Is(err, notification.ErrQueueFull) {
+		err = x.wait(n)
+	}
+	if err != nil {
+		x.cut[n.Priority].Add(1)
+		return "", err
+	}
+	x.accepted(n, s)
+	return n.ID, nil
+}
+
+// compose makes what send is to publish, without an ID, and finds its stream.
+func (x *exchange) compose(user int, payload notification.Payload) (*notification.Notification, *stream) {
+	t := payload.Type()
+	to, s := notification.AllUsers, &x.all[streamOf[t]]
+	if user != everybody {
+		m := x.members[user]
+		to, s = m.id, &m.streams[streamOf[t]]
+	}
+	return &notification.Notification{
 		UserID:    to,
-		Priority:  p,
+		Priority:  t.DefaultPriority(),
 		Payload:   payload,
 		Timestamp: time.Now().UnixNano(),
 		Source:    source(t.Channel()),
+	}, s
+}
+
+// identify gives n its number in its stream.
+func (x *exchange) identify(n *notification.Notification, number uint64) {
+	prefix := n.UserID
+	if prefix == notification.AllUsers {
+		prefix = everybodyPrefix
 	}
-	err = x.bus.Publish(n)
-	if errors.Is(err, notification.ErrQueueFull) {
-		x.full[p].Add(1)
-		err = x.bus.PublishWait(x.ctx, n)
-	}
-	if err != nil {
-		x.cut[p].Add(1)
-		return "", err
-	}
+	n.ID = string(strconv.AppendUint(append(x.streamID(prefix, streamOf[n.Type()]), '-'), number, 10))
+}
+
+// wait publishes n when its lane has room.
+func (x *exchange) wait(n *notification.Notification) error {
+	x.full[n.Priority].Add(1)
+	return x.bus.PublishWait(x.ctx, n)
+}
+
+// accepted says that n, the next of its stream, was accepted. The stream's mu is held.
+func (x *exchange) accepted(n *notification.Notification, s *stream) {
 	s.last.Add(1)
-	accepted.Add(1)
-	return n.ID, nil
+	if n.UserID == notification.AllUsers {
+		x.many[n.Priority].Add(1)
+	} else {
+		x.one[n.Priority].Add(1)
+	}
 }
 
 // streamID returns "u00042-trade-P1", or with a run "u00042.dk2f9-trade-P1": what

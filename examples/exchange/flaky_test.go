@@ -58,9 +58,9 @@ func TestFlock(t *testing.T) {
 			within(t, f.home)
 			away(t, x, f)
 			for range 100 {
-				x.publish(0, notification.AccountUpdate{})
-				x.publish(0, notification.RiskAlert{})
-				x.publish(everybody, notification.SystemNotice{})
+				x.send(0, notification.AccountUpdate{})
+				x.send(0, notification.RiskAlert{})
+				x.send(everybody, notification.SystemNotice{})
 			}
 		}
 		end(t, x, f)
@@ -80,11 +80,11 @@ func TestFlock(t *testing.T) {
 		next := notificationtest.Connect(t, x.gateway(), x.members[1].id)
 		away(t, x, f)
 		for range 10 {
-			x.publish(0, notification.AccountUpdate{})
+			x.send(0, notification.AccountUpdate{})
 		}
 		// Within a lane the order is kept: when the next one has arrived, the
 		// Gateway has dealt with those before it.
-		x.publish(1, notification.AccountUpdate{})
+		x.send(1, notification.AccountUpdate{})
 		notificationtest.Require[notification.AccountUpdate](t, next, x.members[1].id, nil)
 		end(t, x, f)
 		rows, mismatches := x.final(x.snapshot(), true, f.gone.Load())

@@ -147,13 +147,13 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 	// then the flock is told to come home.
 	d := &driver{done: make(chan struct{})}
 	if recorded != nil {
-		r := newReplay(o.users, recorded, x.publish)
+		r := newReplay(o.users, recorded, newBurst(x))
 		d.events = len(recorded.events)
 		fmt.Fprintf(stdout, "%s events of %s from %s, at %v times their pace, for %s users\n",
 			count(d.events), recorded.instrument, o.replay, o.speed, count(o.users))
 		go d.run(func() time.Duration { return r.run(ctx, o.speed, &d.played) })
 	} else {
-		e := newEngine(o.users, o.seed, x.publish)
+		e := newEngine(o.users, o.seed, newBurst(x))
 		fmt.Fprintf(stdout, "a simulated market, %s messages a second for %s users; Ctrl-C ends it\n", count(o.rate), count(o.users))
 		go d.run(func() time.Duration { return e.run(ctx, o.rate) })
 	}

@@ -42,7 +42,7 @@ func (x *exchange) gateway() *notification.Gateway { return x.bus.(*memory).gate
 func TestExchange(t *testing.T) {
 	t.Run("what the engine publishes reaches the clients, whole and in order", func(t *testing.T) {
 		x := start(t, 200, notification.BrokerConfig{})
-		e := newEngine(200, 1, x.publish)
+		e := newEngine(200, 1, newBurst(x))
 		for e.total < 30_000 {
 			e.step()
 		}
@@ -66,7 +66,7 @@ func TestExchange(t *testing.T) {
 	})
 	t.Run("a full lane is waited for, and nothing is lost", func(t *testing.T) {
 		x := start(t, 10, notification.BrokerConfig{QueueCapacity: [4]int{1, 1, 1, 1}})
-		e := newEngine(10, 1, x.publish)
+		e := newEngine(10, 1, newBurst(x))
 		for e.total < 5_000 {
 			e.step()
 		}
@@ -80,10 +80,36 @@ func TestExchange(t *testing.T) {
 			t.Error("it never was full")
 		}
 	})
+	t.Run("of a burst that comes too late nothing is accepted, and all is counted", func(t *testing.T) {
+		x := start(t, 2, notification.BrokerConfig{})
+		b := newBurst(x)
+		b.publish(0, notification.SystemNotice{})
+		b.flush()
+		if err := x.drain(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		for user := range 2 {
+			b.publish(user, notification.SystemNotice{})
+			b.publish(user, notification.SystemNotice{})
+		}
+		b.flush()
+		if n := x.cut[notification.P3].Load(); n != 4 {
+			t.Errorf("%d of 4 are counted", n)
+		}
+		if n := x.members[0].streams[streamOf[notification.TypeSystemNotice]].last.Load(); n != 1 {
+			t.Errorf("the last accepted is number %d", n)
+		}
+		if _, mismatches := x.final(x.snapshot(), false, 0); len(mismatches) > 0 {
+			t.Error(mismatches)
+		}
+		if _, err := x.send(0, notification.SystemNotice{}); err == nil { // the burst has let go of the stream
+			t.Error("accepted after the end")
+		}
+	})
 	t.Run("a loss and a mismatch are found", func(t *testing.T) {
 		x := start(t, 2, notification.BrokerConfig{})
-		x.publish(0, notification.SystemNotice{})
-		x.publish(everybody, notification.SystemNotice{})
+		x.send(0, notification.SystemNotice{})
+		x.send(everybody, notification.SystemNotice{})
 		if err := x.drain(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}

@@ -31,7 +31,7 @@ func TestPrometheus(t *testing.T) {
 	done := make(chan struct{})
 	go func() { // the market, which ends with the test
 		defer close(done)
-		newEngine(len(x.members), 1, x.publish).run(t.Context(), 1000)
+		newEngine(len(x.members), 1, newBurst(x)).run(t.Context(), 1000)
 	}()
 	t.Cleanup(func() { <-done })
 

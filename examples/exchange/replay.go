@@ -15,8 +15,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-
-	"github.com/qaexchange/notification"
 )
 
 // The event types of a LOBSTER message file.
@@ -158,20 +156,21 @@ func parseEvent(line string) (event, error) {
 type replay struct {
 	*ledger
 	*recording
+	flush  func() // after each event
 	users  int
 	orders map[int64]*order // those that stand
 	hidden int64            // orders that the book did not show have no ID: they are numbered
 }
 
-func newReplay(users int, r *recording, publish func(int, notification.Payload)) *replay {
-	return &replay{ledger: newLedger(users, publish), recording: r, users: users, orders: make(map[int64]*order)}
+func newReplay(users int, r *recording, to publisher) *replay {
+	return &replay{ledger: newLedger(users, to.publish), flush: to.flush, recording: r, users: users, orders: make(map[int64]*order)}
 }
 
 // run plays the recording at its own pace times speed, open loop as the
 // simulated market does, or with speed 0 without a pace. It returns how far
 // behind its schedule it was at worst, and keeps played up to date.
 func (r *replay) run(ctx context.Context, speed float64, played *atomic.Int64) (behind time.Duration) {
-	defer func() { r.ledger.publish(everybody, tradingEnds()) }()
+	defer func() { r.ledger.publish(everybody, tradingEnds()); r.flush() }()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	start, first := time.Now(), r.events[0].at
@@ -191,6 +190,7 @@ func (r *replay) run(ctx context.Context, speed float64, played *atomic.Int64) (
 			break
 		}
 		r.play(r.events[i])
+		r.flush()
 		played.Store(int64(i + 1))
 	}
 	return behind

@@ -113,6 +113,8 @@ func (s *said) publish(user int, payload notification.Payload) {
 	s.users, s.payloads = append(s.users, user), append(s.payloads, payload)
 }
 
+func (s *said) flush() {}
+
 func TestReplay(t *testing.T) {
 	r, err := readRecording(strings.NewReader(flow))
 	if err != nil {
@@ -121,7 +123,7 @@ func TestReplay(t *testing.T) {
 	r.instrument = "TEST"
 	var s said
 	var played atomic.Int64
-	newReplay(10_000, r, s.publish).run(context.Background(), 0, &played)
+	newReplay(10_000, r, &s).run(context.Background(), 0, &played)
 
 	t.Run("each event becomes the matching types, with what follows a fill", func(t *testing.T) {
 		var types []notification.Type

@@ -194,11 +194,11 @@ func TestServer(t *testing.T) {
 		}
 		for user := range 3 {
 			for range 5 {
-				x.publish(user, notification.AccountUpdate{UserID: memberID(user)})
+				x.send(user, notification.AccountUpdate{UserID: memberID(user)})
 			}
-			x.publish(user, marginCall(user, 1, 2, "first"))
+			x.send(user, marginCall(user, 1, 2, "first"))
 		}
-		x.publish(everybody, marketHalt("ALL", "last", 0))
+		x.send(everybody, marketHalt("ALL", "last", 0))
 		for user, c := range conns {
 			own, all := 0, 0
 			for all == 0 || own < 6 {
