@@ -12,8 +12,8 @@ import (
 // BrokerConfig configures a Broker. The zero value is ready to use.
 type BrokerConfig struct {
 	// DedupSize is how many accepted IDs are remembered, default 10,000, at most
-	// 2^27 (2^25 with 32 bits). Their memory, some 64 bytes each beside the IDs, is taken by
-	// NewBroker.
+	// 2^27 (2^24 with 32 bits). Their memory, some 90 bytes each, is taken by
+	// NewBroker; that of IDs over 51 bytes comes on top.
 	DedupSize int
 	// QueueCapacity is how many messages each lane holds, exactly; default
 	// 10,000, 50,000, 100,000 and 50,000, at most 2^27. NewBroker takes 8 bytes
@@ -181,6 +181,9 @@ func (b *Broker) RegisterGateway(g *Gateway) error {
 	}
 	r := newReceiver(g.id, g.Inbox())
 	r.gap, r.gateway = g.Gap, g
+	for p := range r.sent { // as if by who sent before
+		r.sent[p] = g.reader.turn.naps.Load()
+	}
 	return g.attach(b.routes, r)
 }
 

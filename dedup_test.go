@@ -3,9 +3,12 @@ package notification
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strconv"
+	"strings"
 	"testing"
 	"unsafe"
+	"weak"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/stretchr/testify/require"
@@ -137,10 +140,54 @@ func TestDedup(t *testing.T) {
 		}))
 	})
 
-	t.Run("an ID costs 32 bytes and another 16 to 32 of the index", func(t *testing.T) {
-		if unsafe.Sizeof(uintptr(0)) == 8 {
-			require.EqualValues(t, 32, unsafe.Sizeof(dedupEntry{}))
+	t.Run("an ID has up to 256 bytes, as whichever it comes", func(t *testing.T) {
+		r := rand.New(rand.NewPCG(seed(t), 0))
+		for _, name := range []string{"the hash", "one value"} {
+			o := newDedupOracle(t, 20, hashes[name])
+			var universe []string
+			for n := range 257 { // with each length twice, beside those that differ in the last byte
+				universe = append(universe, strings.Repeat("x", n), strings.Repeat("x", max(n-1, 0))+"y")
+			}
+			universe = universe[2:] // none is empty
+			for range sized(20, 4) {
+				for range 200 {
+					i := 2*shortID - 20 + r.IntN(40) // around where an ID becomes long
+					if r.IntN(4) == 0 {
+						i = r.IntN(len(universe))
+					}
+					o.see(t, universe[i])
+				}
+				o.check(t, universe)
+			}
+			long := 0
+			for i, e := range o.d.ring {
+				if e.n == isLong {
+					long++
+					require.Greater(t, len(o.d.long[i]), shortID)
+				}
+			}
+			require.Len(t, o.d.long, long, "long IDs that are forgotten are kept")
 		}
+	})
+
+	t.Run("it keeps nothing of an ID alive, nor of what that is a part of", func(t *testing.T) {
+		d := newDedup(10)
+		var gone [3]weak.Pointer[byte]
+		for i, n := range []int{1, shortID, shortID + 1} {
+			whole := strings.Repeat(strconv.Itoa(i), 1000)
+			gone[i] = weak.Make(unsafe.StringData(whole))
+			d.add(d.hash(whole[:n]), whole[:n], 0)
+		}
+		runtime.GC()
+		for i, p := range gone {
+			require.Nil(t, p.Value(), i)
+		}
+		require.Equal(t, 3, d.count)
+		runtime.KeepAlive(d)
+	})
+
+	t.Run("an ID costs 64 bytes and another 16 to 32 of the index", func(t *testing.T) {
+		require.EqualValues(t, 64, unsafe.Sizeof(dedupEntry{}))
 		for _, size := range []int{1, 2, 3, 1000, 10_000, 16_384, 16_385} {
 			perID := float64(len(newDedup(size).index)) * 8 / float64(size)
 			require.GreaterOrEqual(t, perID, 16.0, size)

@@ -49,6 +49,7 @@ func TestEndBeforeMaxDelay(t *testing.T) {
 		eventually(t, "nearly all are gone", func() bool { runtime.GC(); return freed.Load() > int64(n-100) })
 		_, sink := join(t, g, "s", "u")
 		publishTo(t, b, "u", P3, "m")
+		eventually(t, "it waits", func() bool { return lane(g, P3).Enqueued == uint64(n+1) })
 		publishTo(t, b, "u", P0, "takes it along")
 		eventually(t, "the Gateway goes on", func() bool { return len(sink.ids()) == 2 })
 	})

@@ -530,7 +530,7 @@ func eachRead(b *testing.B, f func(b *testing.B, n *Notification, texts [][]byte
 				vs.strings = append(vs.strings, prefix+strconv.Itoa(r.IntN(1e6)))
 			}
 			v := withValues(n.Type(), false, vs)
-			v.ID = newID()
+			v.ID = freshID()
 			texts[i] = v.AppendJSON(nil)
 		}
 		f(b, n, texts)

@@ -157,6 +157,9 @@ func notice(id string, p Priority) *Notification {
 	return &Notification{ID: id, UserID: AllUsers, Priority: p, Payload: SystemNotice{Title: id}}
 }
 
+// freshID returns an ID as New makes it.
+func freshID() string { return New("", nil, "").ID }
+
 // ids returns the IDs of messages, in their order.
 func ids(messages []*Message) []string {
 	all := make([]string, len(messages))

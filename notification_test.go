@@ -3,6 +3,7 @@ package notification
 import (
 	"encoding/json"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -120,6 +121,8 @@ func TestPriority(t *testing.T) {
 	})
 }
 
+var sunk *Notification // so that the compiler must make what is assigned to it
+
 func TestNew(t *testing.T) {
 	t.Run("it fills in what follows from the payload and the moment", func(t *testing.T) {
 		before := time.Now().UnixNano()
@@ -149,7 +152,7 @@ func TestNew(t *testing.T) {
 		for i := range ids {
 			wg.Go(func() {
 				for range 20_000 {
-					ids[i] = append(ids[i], newID())
+					ids[i] = append(ids[i], freshID())
 				}
 			})
 		}
@@ -165,7 +168,7 @@ func TestNew(t *testing.T) {
 	t.Run("every bit of the ID but six is random", func(t *testing.T) {
 		var ones, zeros uuid.UUID
 		for range 200 {
-			u := uuid.MustParse(newID())
+			u := uuid.MustParse(freshID())
 			for i, b := range u {
 				ones[i] |= b
 				zeros[i] |= ^b
@@ -180,6 +183,20 @@ func TestNew(t *testing.T) {
 			}
 		}
 		require.Equal(t, 6, fixed)
+	})
+	t.Run("it is one allocation", func(t *testing.T) {
+		var payload Payload = AccountUpdate{}
+		require.EqualValues(t, 1, testing.AllocsPerRun(100, func() { sunk = New("alice", payload, "AccountSystem") }))
+	})
+	t.Run("its ID outlives it, and changes to it", func(t *testing.T) {
+		n := New("alice", AccountUpdate{}, "")
+		id, text := n.ID, strings.Clone(n.ID)
+		copied := *n
+		*n = Notification{}
+		n = nil
+		runtime.GC()
+		require.Equal(t, text, id)
+		require.Equal(t, text, copied.ID)
 	})
 	t.Run("it checks nothing: Validate does", func(t *testing.T) {
 		n := New("", nil, "")

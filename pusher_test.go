@@ -240,11 +240,11 @@ func TestInsidePush(t *testing.T) {
 	}
 	for name, call := range map[string]func(t *testing.T, b *Broker, g *Gateway, s *Session){
 		"Publish": func(t *testing.T, b *Broker, _ *Gateway, _ *Session) {
-			fine(t, b.Publish(note(newID(), "u", P0)))
-			fine(t, b.Publish(notice(newID(), P3)))
+			fine(t, b.Publish(note(freshID(), "u", P0)))
+			fine(t, b.Publish(notice(freshID(), P3)))
 		},
 		"PublishWait": func(t *testing.T, b *Broker, _ *Gateway, _ *Session) {
-			fine(t, b.PublishWait(t.Context(), note(newID(), "u", P1)))
+			fine(t, b.PublishWait(t.Context(), note(freshID(), "u", P1)))
 		},
 		"Subscribe": func(t *testing.T, b *Broker, g *Gateway, s *Session) {
 			fine(t, b.Subscribe("u", "g"))
@@ -265,12 +265,12 @@ func TestInsidePush(t *testing.T) {
 		"Close":             func(t *testing.T, _ *Broker, _ *Gateway, s *Session) { require.NoError(t, s.Close()) },
 		"UnregisterSession": func(_ *testing.T, _ *Broker, g *Gateway, s *Session) { _ = g.UnregisterSession(s.ID()) },
 		"RegisterSession": func(t *testing.T, _ *Broker, g *Gateway, s *Session) {
-			_, err := g.RegisterSession(SessionConfig{ID: newID(), UserID: "u", Sink: newLedger(t, g)})
+			_, err := g.RegisterSession(SessionConfig{ID: freshID(), UserID: "u", Sink: newLedger(t, g)})
 			fine(t, err)
 		},
 		"RegisterSession that replaces": func(t *testing.T, _ *Broker, g *Gateway, s *Session) {
 			for range 3 {
-				_, err := g.RegisterSession(SessionConfig{ID: newID(), UserID: s.UserID(), Sink: newLedger(t, g)})
+				_, err := g.RegisterSession(SessionConfig{ID: freshID(), UserID: s.UserID(), Sink: newLedger(t, g)})
 				fine(t, err)
 			}
 		},
@@ -287,7 +287,7 @@ func TestInsidePush(t *testing.T) {
 			}
 		},
 		"global subscribers": func(t *testing.T, b *Broker, g *Gateway, _ *Session) {
-			id := newID()
+			id := freshID()
 			fine(t, b.SubscribeGlobal(id, make(chan *Message, 1), DropNewest))
 			fine(t, b.UnsubscribeGlobal(id))
 		},

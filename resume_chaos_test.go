@@ -450,7 +450,7 @@ func TestResumeRaces(t *testing.T) {
 	}{
 		{name: "other sessions of the user", cfg: GatewayConfig{MaxSessionsPerUser: 4}, getIn: func(t *testing.T, _ *Broker, g *Gateway) {
 			for range 5 { // which replace those of the follower, too
-				_, err := g.RegisterSession(SessionConfig{ID: newID(), UserID: "u", Sink: SinkFunc(func(context.Context, []*Message) error { return nil })})
+				_, err := g.RegisterSession(SessionConfig{ID: freshID(), UserID: "u", Sink: SinkFunc(func(context.Context, []*Message) error { return nil })})
 				require.NoError(t, err)
 			}
 			breather()
@@ -677,7 +677,7 @@ func (h *herd) register(i int) {
 // publish gives user i its next message.
 func (h *herd) publish(i int) {
 	h.sent[i]++
-	n := on(ChannelTrade, newID(), h.users[i], P1)
+	n := on(ChannelTrade, freshID(), h.users[i], P1)
 	n.Timestamp = int64(h.sent[i])
 	if err := h.b.PublishWait(context.Background(), n); err != nil {
 		h.t.Error(err)
@@ -713,10 +713,10 @@ func (h *herd) traffic() (stop func()) {
 			}
 			h.publish(i * 7919 % len(h.users))
 			if i%100 == 0 {
-				_ = h.b.PublishWait(context.Background(), notice(newID(), P3))
+				_ = h.b.PublishWait(context.Background(), notice(freshID(), P3))
 			}
 			if i%10 == 0 {
-				_ = h.b.PublishWait(context.Background(), note(newID(), h.users[i%len(h.users)], P0))
+				_ = h.b.PublishWait(context.Background(), note(freshID(), h.users[i%len(h.users)], P0))
 			}
 			if i%32 == 0 { // some ten thousand a second, not all there is
 				<-time.After(time.Millisecond)
@@ -778,9 +778,9 @@ func BenchmarkResumeHerd(b *testing.B) {
 					return
 				case <-time.After(time.Millisecond):
 				}
-				_ = h.b.PublishWait(context.Background(), note(newID(), "there", P0))
+				_ = h.b.PublishWait(context.Background(), note(freshID(), "there", P0))
 				if phase.Load() == 1 {
-					_ = h.b.PublishWait(context.Background(), note(newID(), h.users[i%len(h.users)], P0))
+					_ = h.b.PublishWait(context.Background(), note(freshID(), h.users[i%len(h.users)], P0))
 				}
 			}
 		})
