@@ -181,8 +181,8 @@ func (b *Broker) RegisterGateway(g *Gateway) error {
 	}
 	r := newReceiver(g.id, g.Inbox())
 	r.gap, r.gateway = g.Gap, g
-	for p := range r.sent { // as if by who sent before
-		r.sent[p] = g.reader.turn.naps.Load()
+	for p := range r.sent { // as who sent before may have, even this moment
+		r.sent[p] = g.reader.turn.sent()
 	}
 	return g.attach(b.routes, r)
 }

@@ -331,7 +331,7 @@ func (d *dispatcher) takes(h *head, r *receiver) bool {
 // sent says that the head was sent to r.
 func (d *dispatcher) sent(h *head, r *receiver) {
 	if r.gateway != nil {
-		r.sent[h.m.priority] = r.gateway.reader.turn.naps.Load()
+		r.sent[h.m.priority] = r.gateway.reader.turn.sent()
 	}
 }
 

@@ -11,15 +11,17 @@ import (
 // been woken up for it.
 type turn struct {
 	mu   sync.Mutex
-	naps atomic.Uint64 // changed under mu, whenever the reader falls asleep or wakes up
+	naps atomic.Uint64 // one more whenever the reader falls asleep or wakes up: odd while it sleeps
 }
 
 // await sleeps until there is a message in one of these channels, or something else
 // to do. Meanwhile the turn is free.
 func (r *reader) await(in *[NumPriorities]chan *Message) (m *Message, p Priority, ok bool) {
+	pauseAt(dozing)
 	r.turn.naps.Add(1)
 	r.turn.mu.Unlock()
 	defer func() {
+		pauseAt(waking)
 		r.turn.mu.Lock()
 		r.turn.naps.Add(1)
 	}()
@@ -38,16 +40,20 @@ func (r *reader) await(in *[NumPriorities]chan *Message) (m *Message, p Priority
 	return nil, 0, false
 }
 
+// sent returns the nap in which the reader may be given, and have yet to wake up with,
+// what has just been put into its inbox: this one, or the next if it is awake, because
+// it may have looked into the inbox for the last time before that.
+func (t *turn) sent() uint64 { return t.naps.Load() | 1 }
+
 // tryTake does what the reader would do with m if it sleeps and m's lane is free: its
 // user has one session here, and that has room. It reports whether it did. Only the
 // dispatcher calls it.
 //
-// sent is what naps was after something had last been put into the lane's inbox. The
-// reader may have been given that in its sleep, and have yet to wake up: m goes the
-// same way as long as naps has not changed since.
+// sent is what turn.sent was after something had last been put into the lane's inbox:
+// until that nap is over m must go the same way.
 func (r *reader) tryTake(m *Message, sent uint64) bool {
 	p := m.priority
-	if r.turn.naps.Load() == sent || !r.turn.mu.TryLock() {
+	if r.turn.naps.Load() <= sent || !r.turn.mu.TryLock() {
 		return false
 	}
 	defer r.turn.mu.Unlock()

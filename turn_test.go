@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,8 +27,9 @@ func TestTurn(t *testing.T) {
 	inBubble(t, "a P0 does not wake the reader", func(t *testing.T) {
 		b, g := pair(t, BrokerConfig{}, GatewayConfig{HistoryMessages: 1024})
 		s, sink := join(t, g, "s", "u")
-		for i := range 3 {
-			require.False(t, woken(g, func() { publishTo(t, b, "u", P0, fmt.Sprint(i)) }))
+		require.True(t, woken(g, func() { publishTo(t, b, "u", P0, "0") }), "only the first")
+		for _, id := range []string{"1", "2"} {
+			require.False(t, woken(g, func() { publishTo(t, b, "u", P0, id) }))
 		}
 		require.Equal(t, []string{"0", "1", "2"}, sink.ids())
 		require.Equal(t, GatewayLane{Received: 3, Enqueued: 3, Taken: 3}, lane(g, P0))
@@ -45,9 +47,10 @@ func TestTurn(t *testing.T) {
 	inBubble(t, "one that the filter does not admit is counted", func(t *testing.T) {
 		b, g := pair(t, BrokerConfig{}, GatewayConfig{})
 		_, sink := join(t, g, "s", "u", func(cfg *SessionConfig, _ *ledger) { cfg.Channels = []Channel{ChannelSystem} })
+		publishTo(t, b, "u", P0, "first")
 		require.False(t, woken(g, func() { publishTo(t, b, "u", P0, "filtered") }))
 		require.Empty(t, sink.ids())
-		require.Equal(t, GatewayLane{Received: 1, Filtered: 1}, lane(g, P0))
+		require.Equal(t, GatewayLane{Received: 2, Filtered: 2}, lane(g, P0))
 		drain(t, b)
 		drain(t, g)
 	})
@@ -59,9 +62,11 @@ func TestTurn(t *testing.T) {
 			for _, cfg := range []GatewayConfig{{}, {MaxDelay: delays}} {
 				b, g := pair(t, BrokerConfig{}, cfg)
 				_, sink := join(t, g, "s", "u")
-				require.Equal(t, cfg.MaxDelay[p] == 0, woken(g, func() { publishTo(t, b, "u", p, "a") }))
+				publishTo(t, b, "u", p, "a")
 				pass(time.Second)
-				require.Equal(t, []string{"a"}, sink.ids())
+				require.Equal(t, cfg.MaxDelay[p] == 0, woken(g, func() { publishTo(t, b, "u", p, "b") }))
+				pass(time.Second)
+				require.Equal(t, []string{"a", "b"}, sink.ids())
 				drain(t, b)
 				drain(t, g)
 			}
@@ -83,7 +88,7 @@ func TestTurn(t *testing.T) {
 		"for a session without space": func(t *testing.T, b *Broker, g *Gateway) {
 			gate := newGate(t)
 			join(t, g, "busy", "v", hooked(gate.pass))
-			publishTo(t, b, "v", P0, "first")
+			publishTo(t, b, "v", P0, "in the Push")
 			synctest.Wait()
 			publishTo(t, b, "v", P0, series("waits-", g.cfg.OutboxMessages)...)
 			require.True(t, woken(g, func() { publishTo(t, b, "v", P0, "one more") }))
@@ -98,6 +103,7 @@ func TestTurn(t *testing.T) {
 		inBubble(t, "one "+name+" goes through the reader", func(t *testing.T) {
 			b, g := pair(t, BrokerConfig{}, GatewayConfig{})
 			_, sink := join(t, g, "s", "u")
+			publishTo(t, b, "u", P0, "first")
 			require.True(t, woken(g, func() { f(t, b, g) }))
 			publishTo(t, b, "u", P0, "last")
 			synctest.Wait()
@@ -149,11 +155,46 @@ func TestTurn(t *testing.T) {
 		})
 	})
 
+	t.Run("one that came as the reader fell asleep, and with which it has yet to wake up, is not overtaken", func(t *testing.T) {
+		noLeaks(t)
+		var stage atomic.Int32 // of the race: not yet, about to sleep, about to wake up, over
+		var at [3]func()
+		pause = func(p point) {
+			switch {
+			case p == dozing && stage.CompareAndSwap(1, 2):
+				at[1]()
+			case p == waking && stage.CompareAndSwap(2, 3):
+				at[2]()
+			}
+		}
+		t.Cleanup(func() { pause = nil })
+		b, g := pair(t, BrokerConfig{}, GatewayConfig{})
+		_, sink := join(t, g, "s", "u")
+		handed := func(n uint64, id string) func() {
+			return func() {
+				publishTo(t, b, "u", P0, id)
+				eventually(t, "it is handed over", func() bool { return b.Stats().Receivers[0].Handed == n })
+			}
+		}
+		asleep := func() bool { return g.reader.turn.naps.Load()%2 == 1 }
+		handed(1, "a")() // wakes the reader
+		eventually(t, "it sleeps again", func() bool { return len(sink.ids()) == 1 && asleep() })
+		handed(2, "b")() // does not
+		at[1], at[2] = handed(3, "c"), handed(4, "d")
+		stage.Store(1)
+		rouse(g.wake)
+		eventually(t, "all", func() bool { return len(sink.ids()) == 4 })
+		require.EqualValues(t, 3, stage.Load())
+		require.Equal(t, "a b c d", strings.Join(sink.ids(), " "))
+		drain(t, b)
+		drain(t, g)
+	})
+
 	t.Run("nothing is taken while something is in the way", func(t *testing.T) {
 		for name, bar := range map[string]func(g *Gateway){
 			"nothing":                              func(*Gateway) {},
 			"the reader, which is awake":           func(g *Gateway) { g.reader.turn.mu.Lock() },
-			"one that the reader has in its sleep": func(g *Gateway) { g.reader.turn.naps.Store(0) },
+			"one that the reader has in its sleep": func(g *Gateway) { g.reader.turn.naps.Store(1) },
 			"one in the inbox":                     func(g *Gateway) { g.inbox[P0] <- NewMessage(note("before", "u", P0)) },
 			"one that was handed over":             func(g *Gateway) { g.reader.complete(NewMessage(note("before", "u", P0))) },
 			"one at the head of the lane":          func(g *Gateway) { g.reader.lanes[P0].m = NewMessage(note("before", "u", P0)) },
@@ -162,10 +203,10 @@ func TestTurn(t *testing.T) {
 		} {
 			g := newGateway(t, "g", GatewayConfig{})
 			_, _ = join(t, g, "s", "u")
-			g.reader.turn.naps.Add(1) // as if the reader slept
+			g.reader.turn.naps.Store(3) // as if the reader slept, for the second time
 			g.reader.turn.mu.Unlock()
 			bar(g)
-			require.Equal(t, name == "nothing", g.reader.tryTake(NewMessage(note("a", "u", P0)), 0), name)
+			require.Equal(t, name == "nothing", g.reader.tryTake(NewMessage(note("a", "u", P0)), 1), name)
 			require.Equal(t, name == "nothing", lane(g, P0).Enqueued == 1, name)
 		}
 	})
@@ -176,6 +217,11 @@ func TestTurn(t *testing.T) {
 		require.NoError(t, b.RegisterGateway(g))
 		r, _ := b.routes.receiver("g")
 		require.Equal(t, lanes[uint64](7), r.sent)
+		require.NoError(t, b.Unregister("g"))
+		g.reader.turn.naps.Store(8) // awake, and perhaps about to sleep
+		require.NoError(t, b.RegisterGateway(g))
+		r, _ = b.routes.receiver("g")
+		require.Equal(t, lanes[uint64](9), r.sent)
 	})
 
 	inBubble(t, "a Gateway that comes back goes on where it was", func(t *testing.T) {
