@@ -2,6 +2,7 @@ package wsgateway
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -31,7 +32,7 @@ import (
 // 127.0.0.1. Time is real too, so it is never asserted that something was quick:
 // the tests wait for events, with a bound for what never comes.
 
-const patience = 30 * time.Second
+const patience = time.Minute
 
 func TestMain(m *testing.M) {
 	if os.Getenv(clientsEnv) != "" {
@@ -100,6 +101,7 @@ type server struct {
 	http    *http.Server
 	addr    string
 	timeout time.Duration // the http.Server's WriteTimeout
+	headers time.Duration // its ReadHeaderTimeout, if not patience, which no busy machine exceeds
 	serial  int
 }
 
@@ -142,6 +144,15 @@ func listen(t testing.TB) net.Listener {
 
 func serveOn(t testing.TB, ln net.Listener, g notification.GatewayConfig, cfg Config) *server {
 	t.Helper()
+	s := newServer(t, ln, g, cfg)
+	s.listen(ln)
+	t.Cleanup(s.noSessions) // that the Gateway would have to serve on its way down
+	return s
+}
+
+// newServer is serveOn for a test that calls listen itself.
+func newServer(t testing.TB, ln net.Listener, g notification.GatewayConfig, cfg Config) *server {
+	t.Helper()
 	s := &server{t: t, addr: ln.Addr().String()}
 	var err error
 	s.broker, err = notification.NewBroker(notification.BrokerConfig{})
@@ -155,8 +166,6 @@ func serveOn(t testing.TB, ln net.Listener, g notification.GatewayConfig, cfg Co
 	s.handler, err = New(s.gateway, cfg)
 	require.NoError(t, err)
 	notificationtest.Start(t, s.broker, s.gateway)
-	s.listen(ln)
-	t.Cleanup(s.noSessions) // that the Gateway would have to serve on its way down
 	return s
 }
 
@@ -169,9 +178,19 @@ func serveHandler(t testing.TB, h *Handler) *server {
 	return s
 }
 
+// patient returns another server, of the same Gateway, whose deadlines are the
+// default: a busy machine makes who is well behaved slow too, and must not have
+// it taken for one of those that the test has in mind.
+func (s *server) patient() *server {
+	s.t.Helper()
+	h, err := New(s.gateway, Config{Authenticate: authenticate})
+	require.NoError(s.t, err)
+	return serveHandler(s.t, h)
+}
+
 // listen serves until the end of the test, and then ends whoever is connected.
 func (s *server) listen(ln net.Listener) {
-	s.http = &http.Server{Handler: s.handler, ReadHeaderTimeout: time.Second, WriteTimeout: s.timeout, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	s.http = &http.Server{Handler: s.handler, ReadHeaderTimeout: cmp.Or(s.headers, patience), WriteTimeout: s.timeout, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = s.http.Serve(ln) })
 	s.t.Cleanup(func() {
@@ -314,6 +333,27 @@ type frame struct {
 func (c *client) frame() frame {
 	c.t.Helper()
 	return parse(c.t, []byte(c.hear()))
+}
+
+// beyondHeartbeats returns the next frame that is no heartbeat, of which one may come at
+// any time, before live too.
+func (c *client) beyondHeartbeats() frame {
+	c.t.Helper()
+	for {
+		if f := c.frame(); f.Action != "heartbeat" {
+			return f
+		}
+	}
+}
+
+// batch returns the next frame with notifications, whatever comes before it.
+func (c *client) batch() frame {
+	c.t.Helper()
+	for {
+		if f := c.frame(); len(f.Notifications) > 0 {
+			return f
+		}
+	}
 }
 
 // goodbye reads until the connection ends, and returns the close frame.

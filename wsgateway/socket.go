@@ -196,8 +196,10 @@ func (s *socket) arrived(p []byte) (good int, err error) {
 			s.restBy = by
 		}
 	}
-	if !s.restBy.IsZero() && s.restBy.Before(s.armed) {
-		s.arm()
+	for _, t := range []time.Time{s.restBy, s.pingAt} { // pingAt: behind a pong, for which there was more time
+		if !t.IsZero() && t.Before(s.armed) {
+			s.arm()
+		}
 	}
 	return good, nil
 }
