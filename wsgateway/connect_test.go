@@ -507,7 +507,7 @@ func TestASlowAuthenticate(t *testing.T) {
 			t.Parallel()
 			g, err := notification.NewGateway("gateway", notification.GatewayConfig{})
 			require.NoError(t, err)
-			const timeout = 2 * time.Second // has room for a TLS handshake beside other programs
+			const timeout = 5 * time.Second // has room for a TLS handshake beside other programs
 			h, err := New(g, Config{Authenticate: func(r *http.Request) (Identity, error) {
 				<-time.After(timeout + 200*time.Millisecond)
 				return authenticate(r)

@@ -342,23 +342,44 @@ func refresh(_ context.Context, _ Identity, token string) (Identity, error) { re
 
 func foreignAuthenticate(t *testing.T, f *foreigner) {
 	s := serveForeigners(t, notification.GatewayConfig{}, Config{Refresh: refresh})
-	c := f.connect(t, s.url(""), "alice for 3s", true).opened()
-	welcome := c.hear()
-	expires := time.Now().Add(3 * time.Second) // or a little before
-	require.True(t, *welcome.Refresh)
-	// Three seconds are less than a minute: that it expires is said at once.
-	require.ElementsMatch(t, []string{"live", "expiring"}, []string{c.hear().Action, c.hear().Action})
+	var (
+		c       *foreignSocket
+		expires time.Time
+		heard   []message // up to the answer
+		actions []string  // of heard
+	)
+	// On a busy machine so short a life is over before the client says anything.
+	for life := 3 * time.Second; !slices.Contains(actions, "ok"); life *= 2 {
+		c = f.connect(t, s.url(""), "alice for "+life.String(), true).opened()
+		expires = time.Now().Add(life) // or a little before
+		c.say(`{"action":"authenticate","token":"alice for 1h","id":1}`)
+		heard, actions = nil, nil
+		for !slices.Contains(actions, "ok") {
+			e := c.event()
+			if e.Event == "close" {
+				require.Equal(t, 4401, e.Code)
+				break
+			}
+			heard = append(heard, c.parse(e))
+			actions = append(actions, heard[len(heard)-1].Action)
+		}
+	}
+	require.Equal(t, "welcome", actions[0])
+	require.True(t, *heard[0].Refresh)
+	require.Contains(t, actions, "expiring", "it is less than a minute, so that is said at once")
+	if !slices.Contains(actions, "live") {
+		require.Equal(t, "live", c.hear().Action)
+	}
+	m := heard[len(heard)-1]
+	require.Equal(t, "1", string(m.ID))
+	require.InDelta(t, time.Hour.Milliseconds(), m.ExpiresIn, float64(patience.Milliseconds()))
+	require.LessOrEqual(t, m.ExpiresIn, time.Hour.Milliseconds())
 	for _, token := range []string{"mallory for 1h", "nobody", "alice for ever"} {
 		m := c.answer(`{"action":"authenticate","token":"` + token + `","id":"` + token + `"}`)
 		require.Equal(t, "error", m.Action, m.text)
 		require.Equal(t, `"`+token+`"`, string(m.ID))
 		require.NotEmpty(t, m.Code)
 	}
-	m := c.answer(`{"action":"authenticate","token":"alice for 1h","id":1}`)
-	require.Equal(t, "ok", m.Action, m.text)
-	require.Equal(t, "1", string(m.ID))
-	require.InDelta(t, time.Hour.Milliseconds(), m.ExpiresIn, float64(patience.Milliseconds()))
-	require.LessOrEqual(t, m.ExpiresIn, time.Hour.Milliseconds())
 	<-time.After(time.Until(expires)) // when the old ones would have ended it
 	require.Equal(t, "pong", c.answer(`{"action":"ping"}`).Action)
 	n := s.publish("alice", notification.RiskAlert{})
@@ -366,9 +387,9 @@ func foreignAuthenticate(t *testing.T, f *foreigner) {
 	require.Equal(t, []string{n.ID}, c.until(n.ID).ids)
 
 	// The new ones end it too.
-	m = c.answer(`{"action":"authenticate","token":"alice for 1ms","id":2}`)
+	c.say(`{"action":"authenticate","token":"alice for 1s","id":2}`) // whose answer it may overtake
 	code, _ := c.goodbye()
-	require.Equal(t, 4401, code, m.text)
+	require.Equal(t, 4401, code)
 }
 
 func foreignNoRefresh(t *testing.T, f *foreigner) {
@@ -383,14 +404,14 @@ func foreignNoRefresh(t *testing.T, f *foreigner) {
 
 func foreignExpiry(t *testing.T, f *foreigner) {
 	s := serveForeigners(t, notification.GatewayConfig{}, Config{})
-	c := f.connect(t, s.url(""), "alice for 2s", true).opened()
+	c := f.connect(t, s.url(""), "alice for 5s", true).opened()
 	var actions []string
 	for range 3 {
 		m := c.hear()
 		actions = append(actions, m.Action)
 		if m.Action == "expiring" {
 			require.Positive(t, m.In)
-			require.LessOrEqual(t, m.In, int64(2000))
+			require.LessOrEqual(t, m.In, int64(5000))
 		}
 	}
 	require.Equal(t, "welcome", actions[0])
@@ -399,7 +420,7 @@ func foreignExpiry(t *testing.T, f *foreigner) {
 	require.Equal(t, 4401, code)
 
 	// Without a subprotocol only the end is told.
-	c = f.connect(t, s.url(""), "alice for 1s", false).opened()
+	c = f.connect(t, s.url(""), "alice for 3s", false).opened()
 	e := c.event()
 	require.Equal(t, "close", e.Event, e.Text)
 	require.Equal(t, 4401, e.Code)
@@ -422,7 +443,7 @@ func foreignTicket(t *testing.T, f *foreigner) {
 }
 
 func foreignFrozen(t *testing.T, f *foreigner) {
-	s := serveForeigners(t, notification.GatewayConfig{}, Config{PingInterval: 100 * time.Millisecond, PongTimeout: 2 * time.Second})
+	s := serveForeigners(t, notification.GatewayConfig{}, Config{PingInterval: 100 * time.Millisecond, PongTimeout: 6 * time.Second})
 	c := f.connect(t, s.url(""), "alice", true)
 	cursor := c.begin().Cursor
 	f.freeze(t)
@@ -447,7 +468,7 @@ func flood(t *testing.T, s *server, enough func() bool) (ids []string) {
 }
 
 func foreignSlow(t *testing.T, f *foreigner) {
-	s := serveForeigners(t, notification.GatewayConfig{BatchSize: 4, OutboxMessages: 8, HistoryMessages: 1 << 12, SlowAfter: 10 * time.Millisecond}, Config{})
+	s := serveForeigners(t, notification.GatewayConfig{BatchSize: 4, OutboxMessages: 8, HistoryMessages: 1 << 12, SlowAfter: 10 * time.Millisecond}, Config{PingInterval: time.Hour})
 	c := f.connect(t, s.url(""), "alice", true)
 	cursor := c.begin().Cursor
 	f.freeze(t)
@@ -478,7 +499,7 @@ func foreignSlow(t *testing.T, f *foreigner) {
 }
 
 func foreignHole(t *testing.T, f *foreigner) {
-	s := serveForeigners(t, notification.GatewayConfig{BatchSize: 4, OutboxMessages: 8, HistoryMessages: 8, SlowPolicy: notification.SlowDropOldest}, Config{WriteTimeout: patience})
+	s := serveForeigners(t, notification.GatewayConfig{BatchSize: 4, OutboxMessages: 8, HistoryMessages: 8, SlowPolicy: notification.SlowDropOldest}, Config{WriteTimeout: patience, PingInterval: time.Hour})
 	c := f.connect(t, s.url(""), "alice", false).opened()
 	session := s.session("alice")
 	f.freeze(t)

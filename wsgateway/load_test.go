@@ -90,7 +90,8 @@ func TestTenThousandConnections(t *testing.T) {
 }
 
 func load(t *testing.T, n int, batches bool) {
-	s := serve(t, notification.GatewayConfig{}, Config{})
+	// Clients that wait for the others to connect do not answer pings meanwhile.
+	s := serve(t, notification.GatewayConfig{}, Config{PongTimeout: 4 * patience})
 	o := order{Addr: s.addr, Clients: n, Bursts: 3, Notices: 3, Batches: batches}
 	before := memory()
 	text, err := json.Marshal(o)

@@ -479,7 +479,8 @@ func TestExpiry(t *testing.T) {
 }
 
 func TestResume(t *testing.T) {
-	s := serve(t, notification.GatewayConfig{HistoryMessages: 1 << 16}, Config{})
+	// There is room for all that is published while a client connects, however long that takes.
+	s := serve(t, notification.GatewayConfig{HistoryMessages: 1 << 18, OutboxMessages: 1 << 16}, Config{})
 	// collect reads batches until the notification with this ID, and returns the
 	// IDs and the last cursor.
 	collect := func(c *client, last string) (ids []string, cursor string) {
@@ -632,7 +633,8 @@ func TestDropped(t *testing.T) {
 		require.Len(t, payload, len(b)-4)
 	})
 	t.Run("a slow client of SlowDropOldest lives on, and every notification is delivered or told as dropped", func(t *testing.T) {
-		s := serveOn(t, smallBuffers{listen(t)}, notification.GatewayConfig{BatchSize: 4, OutboxMessages: 8, SlowPolicy: notification.SlowDropOldest}, Config{WriteTimeout: patience})
+		// Without pings, which this client does not answer.
+		s := serveOn(t, smallBuffers{listen(t)}, notification.GatewayConfig{BatchSize: 4, OutboxMessages: 8, SlowPolicy: notification.SlowDropOldest}, Config{WriteTimeout: patience, PingInterval: time.Hour})
 		nc, err := net.Dial("tcp", s.addr)
 		require.NoError(t, err)
 		defer nc.Close()
@@ -749,7 +751,7 @@ func TestShutdown(t *testing.T) {
 	})
 	t.Run("a connection that is being upgraded meanwhile is closed too", func(t *testing.T) {
 		asked, answer := make(chan struct{}), make(chan struct{})
-		s := serve(t, notification.GatewayConfig{}, Config{WriteTimeout: 200 * time.Millisecond, Authenticate: func(r *http.Request) (Identity, error) {
+		s := serve(t, notification.GatewayConfig{}, Config{WriteTimeout: 2 * time.Second, Authenticate: func(r *http.Request) (Identity, error) {
 			close(asked)
 			<-answer
 			return authenticate(r)

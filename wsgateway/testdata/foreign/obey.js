@@ -6,8 +6,9 @@
 export function obey(connect, tell) {
   const sockets = new Map()
   return async ({ id, open, say, close, ...order }) => {
-    if (say !== undefined) return sockets.get(id).send(say)
-    if (close) return sockets.get(id)?.close(close) // it may have been closed just now
+    // It may have been closed just now.
+    if (say !== undefined) return sockets.get(id)?.send(say)
+    if (close) return sockets.get(id)?.close(close)
     const socket = await connect(open, order)
     sockets.set(id, socket)
     const closed = (code, text) => sockets.delete(id) && tell({ id, event: 'close', code, text })

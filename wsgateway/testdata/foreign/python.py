@@ -43,12 +43,12 @@ async def main():
         order = json.loads(line)
         if "open" in order:
             task = connect(sockets, **order)
+        elif order["id"] not in sockets:  # it was closed just now
+            continue
         elif "say" in order:
             task = sockets[order["id"]].send(order["say"])
-        elif order["id"] in sockets:
+        else:
             task = sockets[order["id"]].close(order["close"])
-        else:  # it was closed just now
-            continue
         tasks.add(asyncio.ensure_future(task))  # only a weak reference is kept by asyncio
 
 
