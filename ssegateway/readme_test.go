@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -43,7 +44,7 @@ func TestREADME(t *testing.T) {
 		return all
 	}
 	// What is sent, as a client sees it.
-	s := serve(t, notification.GatewayConfig{HistoryMessages: 1024}, Config{HeartbeatInterval: 1})
+	s := serve(t, notification.GatewayConfig{HistoryMessages: 1024}, Config{HeartbeatInterval: 10 * time.Millisecond})
 	sent := map[string]event{}
 	c := s.open("user=alice", "nonsense")
 	for len(sent) < 4 {
