@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,6 +25,24 @@ func bare(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		next.ServeHTTP(struct{ http.ResponseWriter }{w}, r)
 	})
+}
+
+// A lockedBuffer can be read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer // guarded by mu
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func TestMount(t *testing.T) {
@@ -49,7 +68,7 @@ func TestMount(t *testing.T) {
 		}
 	}()
 
-	var log bytes.Buffer
+	var log lockedBuffer
 	mux := Mux(sockets, orders, slog.New(slog.NewTextHandler(&log, nil)))
 	for _, c := range []struct {
 		name   string
@@ -87,7 +106,10 @@ func TestMount(t *testing.T) {
 			}
 		})
 	}
-	if !strings.Contains(log.String(), "path=/notifications status=101") {
-		t.Errorf("the upgrade was not logged:\n%s", &log)
+	// The client may have its answer before the middleware has its turn again.
+	for late := time.Now().Add(time.Minute); !strings.Contains(log.String(), "path=/notifications status=101"); <-time.After(time.Millisecond) {
+		if time.Now().After(late) {
+			t.Fatalf("the upgrade was not logged:\n%s", log.String())
+		}
 	}
 }
