@@ -152,33 +152,37 @@ func TestRetry(t *testing.T) {
 
 func TestAStuckPeer(t *testing.T) {
 	t.Run("is gone within WriteTimeout and a second, and holds up nobody", func(t *testing.T) {
-		s := serveOn(t, smallBuffers{listen(t)}, notification.GatewayConfig{}, Config{WriteTimeout: 500 * time.Millisecond}, nil)
-		s.rawOpen("user=stuck")
-		session := s.session("stuck")
-		lively := s.patient().begin("user=lively")
-		for range 64 {
-			s.publish("stuck", large)
-			n := s.publish("lively", notification.OrderRejected{})
-			require.Equal(t, n.ID, lively.hear().frame(t).MessageID, "held up")
-		}
-		<-session.Done()
-		require.ErrorIs(t, session.Err(), notification.ErrSlowConsumer) // and not what the failed write made of the request
-		s.noStreams()
-		require.EqualValues(t, 1, s.handler.Stats().Closed[web.CodeSlow])
-		require.Zero(t, s.gateway.Stats().Hung, "no pusher was left behind")
+		noneHung(t, func() uint64 {
+			s := serveOn(t, smallBuffers{listen(t)}, notification.GatewayConfig{}, Config{WriteTimeout: 500 * time.Millisecond}, nil)
+			s.rawOpen("user=stuck")
+			session := s.session("stuck")
+			lively := s.patient().begin("user=lively")
+			for range 64 {
+				s.publish("stuck", large)
+				n := s.publish("lively", notification.OrderRejected{})
+				require.Equal(t, n.ID, lively.hear().frame(t).MessageID, "held up")
+			}
+			<-session.Done()
+			require.ErrorIs(t, session.Err(), notification.ErrSlowConsumer) // and not what the failed write made of the request
+			s.noStreams()
+			require.EqualValues(t, 1, s.handler.Stats().Closed[web.CodeSlow])
+			return s.gateway.Stats().Hung
+		})
 	})
 	t.Run("that ends for another reason meanwhile gives the Gateway its pusher back at once", func(t *testing.T) {
-		s := serveOn(t, smallBuffers{listen(t)}, notification.GatewayConfig{BatchSize: 1}, Config{WriteTimeout: time.Hour}, nil)
-		s.rawOpen("user=stuck")
-		session := s.session("stuck")
-		for range 64 {
-			s.publish("stuck", large)
-		}
-		eventually(t, "a blocked Push", func() bool { return s.gateway.Stats().Lanes[notification.P0].Pending > 0 })
-		require.NoError(t, session.Close())
-		<-session.Done()
-		s.noStreams()
-		require.Zero(t, s.gateway.Stats().Hung)
+		noneHung(t, func() uint64 {
+			s := serveOn(t, smallBuffers{listen(t)}, notification.GatewayConfig{BatchSize: 1}, Config{WriteTimeout: time.Hour}, nil)
+			s.rawOpen("user=stuck")
+			session := s.session("stuck")
+			for range 64 {
+				s.publish("stuck", large)
+			}
+			eventually(t, "a blocked Push", func() bool { return s.gateway.Stats().Lanes[notification.P0].Pending > 0 })
+			require.NoError(t, session.Close())
+			<-session.Done()
+			s.noStreams()
+			return s.gateway.Stats().Hung
+		})
 	})
 	t.Run("that a heartbeat is stuck at ends when it is to", func(t *testing.T) {
 		s, stuck := serveStuck(t, time.Minute)

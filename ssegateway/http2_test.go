@@ -104,42 +104,46 @@ func TestHTTP2(t *testing.T) {
 		require.Equal(t, n.ID, c.want("").frame(t).MessageID)
 	})
 	t.Run("a stream that is not read ends by WriteTimeout, and does no harm to the others of its connection", func(t *testing.T) {
-		s, open, came := serveHTTP2(t, notification.GatewayConfig{}, Config{HeartbeatInterval: time.Hour, WriteTimeout: 3 * time.Second}, 0)
-		stuck := open("user=stuck")
-		defer stuck.Body.Close()
-		session := s.session("stuck")
-		lively := s.stream(open("user=lively"), "")
-		lively.want("welcome")
-		lively.want("live")
-		conns := came.Load()
-		for range 4 {
-			s.publish("stuck", large)
-			n := s.publish("lively", notification.RiskAlert{})
-			require.Equal(t, n.ID, lively.want("").frame(t).MessageID, "held up")
-		}
-		<-session.Done()
-		require.ErrorIs(t, session.Err(), notification.ErrSlowConsumer)
-		eventually(t, "its place is free", func() bool { return taken(s) == 1 })
-		require.EqualValues(t, 1, s.handler.Stats().Closed[web.CodeSlow])
-		n := s.publish("lively", large)
-		require.Equal(t, n.ID, lively.want("").frame(t).MessageID)
-		require.Zero(t, s.gateway.Stats().Hung)
-		another := open("user=another")
-		defer another.Body.Close()
-		require.Equal(t, conns, came.Load())
+		noneHung(t, func() uint64 {
+			s, open, came := serveHTTP2(t, notification.GatewayConfig{}, Config{HeartbeatInterval: time.Hour, WriteTimeout: 3 * time.Second}, 0)
+			stuck := open("user=stuck")
+			defer stuck.Body.Close()
+			session := s.session("stuck")
+			lively := s.stream(open("user=lively"), "")
+			lively.want("welcome")
+			lively.want("live")
+			conns := came.Load()
+			for range 4 {
+				s.publish("stuck", large)
+				n := s.publish("lively", notification.RiskAlert{})
+				require.Equal(t, n.ID, lively.want("").frame(t).MessageID, "held up")
+			}
+			<-session.Done()
+			require.ErrorIs(t, session.Err(), notification.ErrSlowConsumer)
+			eventually(t, "its place is free", func() bool { return taken(s) == 1 })
+			require.EqualValues(t, 1, s.handler.Stats().Closed[web.CodeSlow])
+			n := s.publish("lively", large)
+			require.Equal(t, n.ID, lively.want("").frame(t).MessageID)
+			another := open("user=another")
+			defer another.Body.Close()
+			require.Equal(t, conns, came.Load())
+			return s.gateway.Stats().Hung
+		})
 	})
 	t.Run("one that is stuck and is to end leaves at once", func(t *testing.T) {
-		s, open, _ := serveHTTP2(t, notification.GatewayConfig{BatchSize: 1}, Config{HeartbeatInterval: time.Hour, WriteTimeout: time.Hour}, 0)
-		stuck := open("user=stuck")
-		defer stuck.Body.Close()
-		session := s.session("stuck")
-		for range 4 {
-			s.publish("stuck", large)
-		}
-		eventually(t, "a blocked Push", func() bool { return s.gateway.Stats().Lanes[notification.P0].Pending > 0 })
-		require.NoError(t, session.Close())
-		s.noStreams()
-		require.Zero(t, s.gateway.Stats().Hung)
+		noneHung(t, func() uint64 {
+			s, open, _ := serveHTTP2(t, notification.GatewayConfig{BatchSize: 1}, Config{HeartbeatInterval: time.Hour, WriteTimeout: time.Hour}, 0)
+			stuck := open("user=stuck")
+			defer stuck.Body.Close()
+			session := s.session("stuck")
+			for range 4 {
+				s.publish("stuck", large)
+			}
+			eventually(t, "a blocked Push", func() bool { return s.gateway.Stats().Lanes[notification.P0].Pending > 0 })
+			require.NoError(t, session.Close())
+			s.noStreams()
+			return s.gateway.Stats().Hung
+		})
 	})
 	t.Run("a body gets 400 without the end of the connection that others use", func(t *testing.T) {
 		s, _, came := serveHTTP2(t, notification.GatewayConfig{}, Config{}, 0)

@@ -92,6 +92,19 @@ var underRace = func() bool {
 	return false
 }()
 
+// noneHung runs what is to leave no pusher behind, and returns how many there
+// were, until there was none: while a busy machine stands still for a second every
+// sink looks as if it hung.
+func noneHung(t *testing.T, run func() (hung uint64)) {
+	t.Helper()
+	for range 10 {
+		if run() == 0 {
+			return
+		}
+	}
+	t.Error("a pusher was left behind, each time")
+}
+
 // A server is a Broker, a Gateway and a Handler behind an http.Server.
 type server struct {
 	t       testing.TB
