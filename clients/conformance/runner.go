@@ -11,7 +11,7 @@ import (
 
 // patience is how long a run may take. It is for busy machines: nothing that is
 // asserted depends on it.
-const patience = 90 * time.Second
+const patience = 5 * time.Minute
 
 // An outcome is what came of a scenario with a client.
 type outcome struct {

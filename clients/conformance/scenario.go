@@ -25,7 +25,7 @@ type scenario struct {
 	Naive string `json:"naive"` // why the naive client fails it; empty: it passes
 
 	Connections []script `json:"connections"`
-	Gate        bool     `json:"gate"`   // snapshots take until the mark "snapshot"
+	Gate        int      `json:"gate"`   // the snapshot of this number takes until the mark "snapshot"; 1 is the first
 	Fewer       bool     `json:"fewer"`  // it may end before all of the connections were made
 	Jitter      bool     `json:"jitter"` // there are enough waits to judge how they are distributed
 	side

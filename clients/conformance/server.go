@@ -42,6 +42,7 @@ type run struct {
 
 	mu       sync.Mutex
 	made     int            // guarded by mu: connections
+	loads    int            // guarded by mu: snapshots that were asked for
 	ended    bool           // guarded by mu: no connection is taken any more
 	requests sync.WaitGroup // of the requests; Add with mu held and not ended
 }
@@ -113,7 +114,7 @@ func (s *server) url(r *run) string {
 
 // snapshotURL is where a driver gets its snapshots, empty if from nowhere.
 func (s *server) snapshotURL(r *run) string {
-	if !r.scenario.Gate {
+	if r.scenario.Gate == 0 {
 		return ""
 	}
 	return "http://" + s.addr + "/s/" + r.scenario.Name + "/snapshot?user=" + r.user
@@ -182,6 +183,14 @@ func (r *run) enter() (number int, ok bool) {
 	return r.made, true
 }
 
+// load counts a snapshot.
+func (r *run) load() (number int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.loads++
+	return r.loads
+}
+
 // fail notes what is wrong, and ends the run: what follows would only confuse.
 func (r *run) fail(format string, args ...any) {
 	r.journal.note("failed", map[string]any{"what": fmt.Sprintf(format, args...)})
@@ -209,7 +218,7 @@ func (c *conn) play(s script) {
 // serveSnapshot answers when the script says so.
 func (s *server) serveSnapshot(w http.ResponseWriter, req *http.Request) {
 	r, err := s.find(req)
-	if err == nil {
+	if err == nil && r.load() == r.scenario.Gate {
 		err = r.journal.await(r.ctx, pattern{"server": "mark", "name": "snapshot"})
 	}
 	if err != nil {

@@ -272,10 +272,7 @@ func batch(from, to int) []byte {
 
 // notifications sends them in one batch, or in several of a size.
 func notifications(c *conn, arg json.RawMessage) error {
-	var a struct {
-		From, To, Batch int
-		Lossy           bool // the client may leave meanwhile
-	}
+	var a struct{ From, To, Batch int }
 	if err := strict(arg, &a); err != nil {
 		return err
 	}
@@ -284,9 +281,6 @@ func notifications(c *conn, arg json.RawMessage) error {
 	}
 	for n := a.From; n <= a.To; n += a.Batch {
 		if err := c.write(batch(n, min(n+a.Batch-1, a.To))); err != nil {
-			if a.Lossy {
-				return nil
-			}
 			return err
 		}
 	}
@@ -322,12 +316,11 @@ func fragments(c *conn, arg json.RawMessage) error {
 	}
 	text := batch(a.From, a.To)
 	third := len(text) / 3
-	return errors.Join(
-		c.wire.send(textFrame, text[:third]),
-		c.wire.send(continuation, text[third:2*third]),
-		c.wire.send(fin|pingFrame, []byte("between")),
-		c.wire.send(fin|continuation, text[2*third:]),
-	)
+	c.wire.send(textFrame, text[:third])
+	c.wire.send(continuation, text[third:2*third])
+	c.wire.send(fin|pingFrame, []byte("between"))
+	c.wire.send(fin|continuation, text[2*third:])
+	return nil
 }
 
 // big sends a notification of so many bytes.
@@ -385,9 +378,7 @@ func ping(c *conn, arg json.RawMessage) error {
 		return err
 	}
 	c.ponged = make(chan struct{})
-	if err := c.wire.send(fin|pingFrame, []byte(awaitedPing)); err != nil {
-		return err
-	}
+	c.wire.send(fin|pingFrame, []byte(awaitedPing))
 	select {
 	case <-c.ponged:
 		return nil

@@ -179,9 +179,9 @@ func (d *driver) obey(client *notificationclient.Client, lines *bufio.Scanner) {
 	_ = client.Shutdown(context.Background())
 }
 
-// change gives up in time for the next command.
+// change gives up when nobody answers, so that there can be another command.
 func change(do func(context.Context, ...notification.Channel) error, channels []notification.Channel) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	return do(ctx, channels...)
 }
