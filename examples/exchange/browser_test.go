@@ -35,7 +35,7 @@ func browse(t *testing.T) context.Context {
 		t.Skip("there is no Chromium on this machine: apt-get install chromium")
 	}
 	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
-		chromedp.ExecPath(program), chromedp.WindowSize(1440, 1100), chromedp.WSURLReadTimeout(time.Minute))
+		chromedp.ExecPath(program), chromedp.WindowSize(1440, 1100), chromedp.WSURLReadTimeout(patience))
 	if os.Geteuid() == 0 { // Chromium has no sandbox for root
 		options = append(options, chromedp.NoSandbox)
 	}
@@ -86,7 +86,7 @@ type step = chromedp.Action[chromedp.Void]
 // until waits for a JavaScript expression to be true.
 func until(expression string) step {
 	return chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
-		poll := chromedp.Poll[bool](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(time.Minute))
+		poll := chromedp.Poll[bool](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(patience))
 		_, err := poll(ctx, target)
 		if err == nil {
 			return nil
@@ -119,6 +119,7 @@ func market(t *testing.T, users int, rate float64) (x *exchange, web *server, st
 	if err != nil {
 		t.Fatal(err)
 	}
+	web.tellTime = patience // the page may be slow to ask
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &driver{done: make(chan struct{})}
 	e := newEngine(users, 1, newBurst(x))
@@ -133,7 +134,7 @@ func market(t *testing.T, users int, rate float64) (x *exchange, web *server, st
 		<-watched
 		<-d.done
 		web.drain()
-		end, cancel := context.WithTimeout(context.Background(), drainTimeout)
+		end, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := x.drain(end, web.hangUp); err != nil {
 			t.Error(err)

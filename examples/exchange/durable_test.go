@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
@@ -13,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,25 +47,28 @@ func killed(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "exchange")
 	out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	addr := l.Addr().String()
-	require.NoError(t, l.Close())
 	dir := t.TempDir()
 
-	var cmd *exec.Cmd
+	// Each run has a port of its own: that of the one before may be somebody else's by
+	// now. For the client they are the same exchange.
+	const addr = "exchange.test"
+	var (
+		cmd   *exec.Cmd
+		where atomic.Value // string: the address of the last run
+	)
 	launch := func() {
-		cmd = exec.Command(program, "-durable", dir, "-users", "20", "-rate", "400", "-addr", addr)
+		cmd = exec.Command(program, "-durable", dir, "-users", "20", "-rate", "400", "-addr", "127.0.0.1:0")
 		cmd.Stderr = os.Stderr
+		out, err := cmd.StdoutPipe()
+		require.NoError(t, err)
 		require.NoError(t, cmd.Start())
-		await(t, "the page", func() bool {
-			r, err := http.Get("http://" + addr + "/readyz")
-			if err != nil {
-				return false
-			}
-			r.Body.Close()
-			return r.StatusCode == http.StatusOK
-		})
+		said := bufio.NewReader(out)
+		line, err := said.ReadString('\n')
+		require.NoError(t, err)
+		url, found := strings.CutPrefix(strings.TrimSpace(line), "the page is at http://")
+		require.True(t, found, line)
+		where.Store(strings.TrimSuffix(url, "/"))
+		go func() { _, _ = io.Copy(io.Discard, said) }() // ends with the process
 	}
 	launch()
 	t.Cleanup(func() {
@@ -72,7 +78,10 @@ func killed(t *testing.T) {
 
 	jar, err := cookiejar.New(nil)
 	require.NoError(t, err)
-	browser := &http.Client{Jar: jar}
+	network := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, where.Load().(string))
+	}}
+	browser := &http.Client{Jar: jar, Transport: network}
 	r, err := browser.Post("http://"+addr+"/api/session", "application/json", strings.NewReader(`{"user":"u00003"}`))
 	require.NoError(t, err)
 	require.NoError(t, r.Body.Close())

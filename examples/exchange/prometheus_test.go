@@ -1,15 +1,15 @@
 package main
 
 import (
-	"bytes"
+	"bufio"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -25,6 +25,8 @@ func program(t *testing.T, name string) string {
 	}
 	return path
 }
+
+var listening = regexp.MustCompile(`msg="?Listening on"? address=(127\.0\.0\.1:\d+)`)
 
 func TestPrometheus(t *testing.T) {
 	x, web := serve(t)
@@ -53,36 +55,49 @@ func TestPrometheus(t *testing.T) {
 
 	t.Run("Prometheus scrapes it under load and can tell the latency of each lane, and that nothing is lost", func(t *testing.T) {
 		path, dir := program(t, "prometheus"), t.TempDir()
-		config := fmt.Sprintf("global: {scrape_interval: 200ms, scrape_timeout: 200ms}\nscrape_configs: [{job_name: exchange, static_configs: [{targets: [%q]}]}]\n", web.addr)
+		config := fmt.Sprintf("global: {scrape_interval: 1s, scrape_timeout: 1s}\nscrape_configs: [{job_name: exchange, static_configs: [{targets: [%q]}]}]\n", web.addr)
 		if err := os.WriteFile(filepath.Join(dir, "prometheus.yml"), []byte(config), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		cmd := exec.Command(path, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0")
+		log, err := cmd.StderrPipe()
 		if err != nil {
 			t.Fatal(err)
 		}
-		address := l.Addr().String()
-		l.Close()
-		var output bytes.Buffer
-		cmd := exec.Command(path, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+address, "--log.level=warn")
-		cmd.Stdout, cmd.Stderr = &output, &output
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		defer func() {
-			cmd.Process.Kill()
-			cmd.Wait()
-			if t.Failed() {
-				t.Logf("prometheus: %s", &output)
+		// It says which port it was given.
+		var address string
+		lines := bufio.NewScanner(log)
+		for address == "" && lines.Scan() {
+			t.Log("prometheus: ", lines.Text())
+			if found := listening.FindStringSubmatch(lines.Text()); found != nil {
+				address = found[1]
+			}
+		}
+		logged := make(chan struct{})
+		go func() { // ends with the process
+			defer close(logged)
+			for lines.Scan() {
+				t.Log("prometheus: ", lines.Text())
 			}
 		}()
+		defer func() {
+			cmd.Process.Kill()
+			<-logged
+			cmd.Wait()
+		}()
+		if address == "" {
+			t.Fatal("prometheus does not say where it is")
+		}
 
 		// answer is the value of an expression, once there is one.
 		answer := func(expr string) float64 {
 			t.Helper()
 			tick := time.NewTicker(100 * time.Millisecond)
 			defer tick.Stop()
-			for range 600 {
+			for range patience / (100 * time.Millisecond) {
 				var r struct {
 					Data struct {
 						Result []struct{ Value [2]any }

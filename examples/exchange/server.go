@@ -34,6 +34,7 @@ const (
 	signInFor   = 8 * time.Hour
 	keepSamples = 180
 	hangUpTime  = 3 * time.Second
+	tellTime    = 2 * time.Second
 	haltEvery   = time.Second // a halt is a message to everybody
 
 	maxConnections = 10_000
@@ -65,6 +66,8 @@ type server struct {
 	addr   string
 	served chan error // what Serve returned
 
+	tellTime time.Duration // immutable once it serves: how long close waits for a page that is looking
+
 	guests atomic.Bool // somebody was let in to /ws
 
 	mu       sync.Mutex
@@ -93,7 +96,7 @@ type sample struct {
 
 // newServer listens on addr and serves until close.
 func newServer(x *exchange, keys *signer, addr string, log *slog.Logger) (*server, error) {
-	s := &server{x: x, keys: keys, phase: phaseRunning, served: make(chan error, 1), told: make(chan struct{})}
+	s := &server{x: x, keys: keys, phase: phaseRunning, served: make(chan error, 1), told: make(chan struct{}), tellTime: tellTime}
 	var err error
 	s.web, err = wsgateway.New(x.bus, wsgateway.Config{Authenticate: s.authenticate, MaxConnections: maxConnections, Logger: log})
 	if err != nil {
@@ -387,12 +390,12 @@ func (s *server) hangUp(ctx context.Context) error {
 func (s *server) close(ctx context.Context, rows []laneReport, verdict string) error {
 	s.mu.Lock()
 	s.phase, s.table, s.verdict = phaseFinished, rows, verdict
-	looking := time.Since(s.asked) < 3*time.Second
+	looking := time.Since(s.asked) < time.Second+s.tellTime
 	s.mu.Unlock()
 	if looking { // a page asks once a second
 		select {
 		case <-s.told:
-		case <-time.After(2 * time.Second):
+		case <-time.After(s.tellTime):
 		case <-ctx.Done():
 		}
 	}

@@ -248,6 +248,12 @@ func TestServer(t *testing.T) {
 		if answer, text := ask(t, web, "POST", "/api/halt", "", cookie); answer.StatusCode != http.StatusAccepted || !strings.Contains(text, "all-system-P3-3") {
 			t.Error(answer.Status, text)
 		}
+		web.mu.Lock()
+		if web.lastHalt.IsZero() {
+			t.Error("it is not remembered")
+		}
+		web.lastHalt = time.Now().Add(patience) // a second may be over before the next request
+		web.mu.Unlock()
 		if answer, text := ask(t, web, "POST", "/api/halt", "", cookie); answer.StatusCode != http.StatusTooManyRequests {
 			t.Error(answer.Status, text)
 		}
