@@ -4,6 +4,7 @@ check that nothing is left of either."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import sys
 import threading
@@ -162,9 +163,12 @@ class Case(unittest.IsolatedAsyncioTestCase):
     async def asyncTearDown(self) -> None:
         for end in self._ends:
             await end()
-        # The library's and asyncio's own need a few rounds of the loop to end.
+        # The library's and asyncio's own need a few rounds of the loop to end, or an
+        # answer of the system.
         for _ in range(20):
             await asyncio.sleep(0)
+        with contextlib.suppress(TimeoutError):
+            await until(lambda: len(asyncio.all_tasks()) == 1)
         self.assertEqual([task for task in asyncio.all_tasks() if task is not asyncio.current_task()], [])
         gc.collect()
         sys.unraisablehook = self._hook

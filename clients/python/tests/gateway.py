@@ -7,6 +7,7 @@ import atexit
 import functools
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -72,13 +73,18 @@ class Lines:
 
 
 class Gateway:
-    """A process of the server, on a port that stays the same."""
+    """A process of the server, on a port that stays the same. Nobody else gets it while
+    there is no server: a socket of ours is bound to it, and does not listen, so that
+    who connects is refused as ever."""
 
     def __init__(self, **flags: int) -> None:
         self._flags: dict[str, object] = {**flags}
         self._process: subprocess.Popen[bytes] | None = None
         self._one_at_a_time = asyncio.Lock()
-        self.address = "127.0.0.1:0"
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        self._place.bind(("127.0.0.1", 0))
+        self.address = "%s:%d" % self._place.getsockname()
 
     async def __aenter__(self) -> Gateway:
         await self.start()
@@ -87,12 +93,13 @@ class Gateway:
     async def __aexit__(self, *_: object) -> None:
         if self._process is not None:
             self.shut_down()
+        self._place.close()
 
     async def start(self) -> None:
         flags = [f"-{name}={value}" for name, value in ({"addr": self.address} | self._flags).items()]
         self._process = subprocess.Popen([build(), *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._lines = await Lines.of(self._process)
-        self.address = await self._lines.next()
+        assert await self._lines.next() == self.address
         self.url = f"ws://{self.address}/"
 
     def kill(self) -> None:

@@ -15,7 +15,8 @@ from .scripted import until
 @unittest.skipUnless(available(), MISSING)
 class RealServer(Case):
     def trader(self, gateway: Gateway, user: str = "alice", **options: Any) -> Program:
-        p = self.program(gateway.url, **options)
+        # The server sends a heartbeat every half second, or when the machine lets it.
+        p = self.program(gateway.url, **({"watchdog_factor": 120} | options))
 
         async def ask(why: str) -> Token:
             p.events.append(("credentials", why))
@@ -151,7 +152,7 @@ class RealServer(Case):
 
             async def ask(why: str) -> Token:
                 whys.append(why)
-                return Token("alice:1500") if len(whys) < 3 else Token("alice")
+                return Token("alice:20000") if len(whys) < 3 else Token("alice")
 
             p = self.trader(gateway, credentials=ask)
             p.client._least_pause = 0.1
