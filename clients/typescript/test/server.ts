@@ -3,6 +3,7 @@
 import { execFileSync, spawn, type ChildProcessWithoutNullStreams } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
+import { connect as connectTo, createServer as createListener, type AddressInfo, type Server as Listener, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -33,11 +34,11 @@ export function build(): { program: string; remove: () => void } {
 export class Server {
   private constructor(private readonly child: ChildProcessWithoutNullStreams, readonly host: string) {}
 
-  static async start(program: string, host = "127.0.0.1:0"): Promise<Server> {
-    const child = spawn(program, ["-addr", host, "-files", root]);
+  static async start(program: string): Promise<Server> {
+    const child = spawn(program, ["-addr", "127.0.0.1:0", "-files", root]);
     child.stderr.pipe(process.stderr);
     const first = once(createInterface({ input: child.stdout }), "line");
-    const failed = once(child, "exit").then(() => { throw new Error(`the server could not listen on ${host}`); });
+    const failed = once(child, "exit").then(() => { throw new Error("the server could not listen"); });
     const [line] = await Promise.race([first, failed]) as [string];
     failed.catch(() => {});
     return new Server(child, line);
@@ -82,13 +83,51 @@ export class Server {
   }
 }
 
+/** An address that stays the same while servers come and go: no port is used twice, for
+ *  another program might have it by then. Where there is no server, it hangs up. */
+export class Front {
+  #sockets = new Set<Socket>();
+
+  private constructor(private readonly listener: Listener, public server: Server | undefined) {
+    listener.on("connection", (socket) => {
+      this.#keep(socket);
+      if (!this.server) return void socket.destroy();
+      const [host, port] = this.server.host.split(":");
+      const there = this.#keep(connectTo(Number(port), host));
+      socket.pipe(there).pipe(socket);
+      socket.on("close", () => there.destroy());
+      there.on("close", () => socket.destroySoon());
+    });
+  }
+
+  static async of(server: Server): Promise<Front> {
+    const listener = createListener().listen(0, "127.0.0.1");
+    await once(listener, "listening");
+    return new Front(listener, server);
+  }
+
+  get ws(): string {
+    return `ws://127.0.0.1:${(this.listener.address() as AddressInfo).port}/notifications`;
+  }
+
+  close(): void {
+    this.listener.close();
+    for (const socket of this.#sockets) socket.destroy();
+  }
+
+  #keep(socket: Socket): Socket {
+    this.#sockets.add(socket);
+    return socket.on("error", () => {}).on("close", () => this.#sockets.delete(socket)); // an error is followed by a close
+  }
+}
+
 /** What numbered of the server makes of a number. */
 export const timestampOf = (k: number): bigint => 1_700_000_000_000_000_001n + 1_000_003n * BigInt(k);
 
 /** Waits until something holds. */
 export async function until(holds: () => unknown, what: string): Promise<void> {
   for (let i = 0; !(await holds()); i++) {
-    if (i > 6_000) throw new Error(`waited in vain: ${what}`);
+    if (i > 25_000) throw new Error(`waited in vain: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
 }

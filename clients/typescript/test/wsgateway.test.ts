@@ -3,12 +3,12 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { WebSocket as WS } from "ws";
 import { connect, isKnown, type AnyNotification, type Client, type Options, type State } from "../dist/notification-client.js";
-import { build, noServer, Server, timestampOf, until } from "./server.ts";
+import { build, Front, noServer, Server, timestampOf, until } from "./server.ts";
 
 const range = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, i) => `trade-${from + i}`);
 
 describe.skipIf(noServer)("with the real server", () => {
-  let server: Server, built: ReturnType<typeof build>, clients: Client[] = [], sockets = 0;
+  let server: Server, built: ReturnType<typeof build>, front: Front | undefined, clients: Client[] = [], sockets = 0;
 
   beforeAll(() => void (built = build()));
   afterAll(() => built.remove());
@@ -18,6 +18,8 @@ describe.skipIf(noServer)("with the real server", () => {
   });
   afterEach(async () => {
     await Promise.all(clients.splice(0).map((c) => c.close()));
+    front?.close();
+    front = undefined;
     await server.kill();
   });
 
@@ -157,7 +159,7 @@ describe.skipIf(noServer)("with the real server", () => {
     const whys: string[] = [];
     const c = follow({ credentials: (why) => {
       whys.push(why);
-      return why === "expiring" ? new Promise(() => {}) : { token: why === "start" ? "alice:1000" : "alice" };
+      return why === "expiring" ? new Promise(() => {}) : { token: why === "start" ? "alice:5000" : "alice" };
     } });
     await until(() => whys.includes("refused"), "the end of the credentials");
     await c.live();
@@ -206,14 +208,16 @@ describe.skipIf(noServer)("with the real server", () => {
   });
 
   test("a server that goes down in order is come back to, and its successor has no history: a snapshot", async () => {
-    const c = follow();
+    front = await Front.of(server);
+    const c = follow({ url: front.ws });
     await c.live();
     await server.publish("alice", 1, 5);
     await until(() => c.got.length === 5, "5 notifications");
-    const { host } = server;
+    front.server = undefined;
     await server.shutdown();
-    await until(() => c.client.state.state === "waiting", "the end of the connection");
-    server = await Server.start(built.program, host);
+    await until(() => c.states.some((s) => s.state === "waiting"), "the end of the connection");
+    front.server = server = await Server.start(built.program);
+    await until(() => c.snapshots.length === 2, "another snapshot");
     await c.live();
     await server.publish("alice", 6, 9);
     await until(() => c.got.length === 9, "4 more");
@@ -223,12 +227,13 @@ describe.skipIf(noServer)("with the real server", () => {
   });
 
   test("one that is killed is as well", async () => {
-    const c = follow();
+    front = await Front.of(server);
+    const c = follow({ url: front.ws });
     await c.live();
-    const { host } = server;
+    front.server = undefined;
     await server.kill();
     await until(() => c.states.filter((s) => s.state === "connecting").length >= 3, "attempts");
-    server = await Server.start(built.program, host);
+    front.server = server = await Server.start(built.program);
     await c.live();
     expect(c.snapshots).toEqual(["start", "cursor_gone"]);
     expect(c.states.filter((s) => s.state === "waiting")).toContainEqual(expect.objectContaining({ reason: "network", code: 1006 }));
