@@ -72,7 +72,7 @@ func resultOf(t testing.TB, what string, result <-chan error) error {
 	select {
 	case err := <-result:
 		return err
-	case <-time.After(2 * time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatalf("%s does not return", what)
 		return nil
 	}

@@ -24,7 +24,7 @@ func start(broker *notification.Broker, gateway *notification.Gateway) (stop fun
 	running.Go(func() { broker.Run(context.Background()) })
 	running.Go(func() { gateway.Run(context.Background()) })
 	return func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		err := errors.Join(broker.Shutdown(ctx), gateway.Shutdown(ctx))
 		running.Wait()

@@ -23,7 +23,7 @@ const forEver = time.Duration(math.MaxInt64)
 // means never; a Gateway that hangs is left where it is, because it would keep
 // the test too.
 func TestForEver(t *testing.T) {
-	const never = 30 * time.Second
+	const never = 5 * time.Minute
 
 	// gateway returns a Gateway that runs, with a session to fence with: when
 	// fence returns, the reader has looked at what there is to do.

@@ -86,7 +86,7 @@ func finished(t testing.TB, what string, wg *sync.WaitGroup) {
 	go func() { wg.Wait(); close(done) }() // ends with those of wg
 	select {
 	case <-done:
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatalf("waited in vain: %s\n%s", what, stacks())
 	}
 }
@@ -95,7 +95,7 @@ func finished(t testing.TB, what string, wg *sync.WaitGroup) {
 // long that takes is not asserted: the bound is for what never comes.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	for give := time.Now().Add(2 * time.Minute); !holds(); {
+	for give := time.Now().Add(5 * time.Minute); !holds(); {
 		if time.Now().After(give) {
 			t.Fatalf("waited in vain: %s\n%s", what, stacks())
 		}

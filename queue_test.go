@@ -2,6 +2,7 @@ package notification
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"strconv"
@@ -95,12 +96,16 @@ func TestQueue(t *testing.T) {
 	})
 
 	t.Run("a slot is a pointer, and there are none to spare", func(t *testing.T) {
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		q := newQueue(10_000)
-		runtime.ReadMemStats(&after)
-		require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(10_500*unsafe.Sizeof(uintptr(0))))
-		runtime.KeepAlive(q)
+		least := uint64(math.MaxUint64) // the runtime may allocate something meanwhile
+		for range 10 {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			q := newQueue(10_000)
+			runtime.ReadMemStats(&after)
+			least = min(least, after.TotalAlloc-before.TotalAlloc)
+			runtime.KeepAlive(q)
+		}
+		require.Less(t, least, uint64(10_500*unsafe.Sizeof(uintptr(0))))
 	})
 
 	t.Run("the largest fits into the address space of every platform", func(t *testing.T) {

@@ -29,7 +29,7 @@ import (
 
 const (
 	beNotifycat = "NOTIFYCAT_TEST_MAIN"
-	patience    = 2 * time.Minute
+	patience    = 10 * time.Minute // of a whole process: some live for all of their test
 )
 
 func TestMain(m *testing.M) {
