@@ -119,7 +119,7 @@ func market(t *testing.T, users int, rate float64) (x *exchange, web *server, st
 	if err != nil {
 		t.Fatal(err)
 	}
-	web.tellTime = patience // the page may be slow to ask
+	web.hangUpTime, web.tellTime = patience, patience // the page may be slow to answer, and to ask
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &driver{done: make(chan struct{})}
 	e := newEngine(users, 1, newBurst(x))

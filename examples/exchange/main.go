@@ -35,7 +35,7 @@ import (
 )
 
 // drainTimeout is how long the drain may take.
-const drainTimeout = 15 * time.Second
+const drainTimeout = time.Minute
 
 type options struct {
 	users    int

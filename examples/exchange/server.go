@@ -66,7 +66,9 @@ type server struct {
 	addr   string
 	served chan error // what Serve returned
 
-	tellTime time.Duration // immutable once it serves: how long close waits for a page that is looking
+	// immutable once somebody is let in
+	hangUpTime time.Duration // over which connections are ended
+	tellTime   time.Duration // how long close waits for a page that is looking
 
 	guests atomic.Bool // somebody was let in to /ws
 
@@ -96,7 +98,7 @@ type sample struct {
 
 // newServer listens on addr and serves until close.
 func newServer(x *exchange, keys *signer, addr string, log *slog.Logger) (*server, error) {
-	s := &server{x: x, keys: keys, phase: phaseRunning, served: make(chan error, 1), told: make(chan struct{}), tellTime: tellTime}
+	s := &server{x: x, keys: keys, phase: phaseRunning, served: make(chan error, 1), told: make(chan struct{}), hangUpTime: hangUpTime, tellTime: tellTime}
 	var err error
 	s.web, err = wsgateway.New(x.bus, wsgateway.Config{Authenticate: s.authenticate, MaxConnections: maxConnections, Logger: log})
 	if err != nil {
@@ -379,7 +381,7 @@ func (s *server) drain() {
 // hangUp ends the connections, spread over hangUpTime so that a herd would not
 // come back at once.
 func (s *server) hangUp(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, hangUpTime)
+	ctx, cancel := context.WithTimeout(ctx, s.hangUpTime)
 	defer cancel()
 	events := make(chan error, 1)
 	go func() { events <- s.events.Shutdown(ctx) }()

@@ -250,7 +250,7 @@ func browse(t *testing.T) context.Context {
 	if i < 0 {
 		t.Skip("there is no Chromium on this machine: apt-get install chromium")
 	}
-	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(names[i]), chromedp.WSURLReadTimeout(time.Minute))
+	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(names[i]), chromedp.WSURLReadTimeout(5*time.Minute))
 	if os.Geteuid() == 0 { // Chromium has no sandbox for root
 		options = append(options, chromedp.NoSandbox)
 	}
@@ -273,7 +273,7 @@ func TestPage(t *testing.T) {
 	p := start(t)
 	until := func(t *testing.T, expression string) {
 		t.Helper()
-		poll := chromedp.Poll[bool](expression, chromedp.WithPollingTimeout(time.Minute))
+		poll := chromedp.Poll[bool](expression, chromedp.WithPollingTimeout(5*time.Minute))
 		_, err := chromedp.Run(ctx, poll)
 		for err != nil && strings.Contains(err.Error(), "Cannot find context") {
 			_, err = chromedp.Run(ctx, poll) // it had begun on the page before
