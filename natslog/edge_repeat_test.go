@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/qaexchange/notification"
 	"github.com/qaexchange/notification/natslog/internal/natstest"
 	"github.com/stretchr/testify/require"
@@ -65,8 +64,7 @@ func TestEdgesDecideAlike(t *testing.T) {
 	const size, users = 40, 3
 	s := natstest.Start(t, natstest.Config{})
 	l := open(t, Config{URL: s.URL, DedupSize: size, pace: hurried})
-	js, err := jetstream.New(s.Connect())
-	require.NoError(t, err)
+	js := natstest.JetStream(t, s.Connect())
 	serial, last := 0, uint64(0)
 	recent := []string{"first"}
 	grow := func(blocks int) {
@@ -84,6 +82,7 @@ func TestEdgesDecideAlike(t *testing.T) {
 					id = fmt.Sprint("n", serial)
 				}
 				recent = append(recent, id)
+				var err error
 				data, err = note(id, user, notification.P1).AppendBinary(data)
 				require.NoError(t, err)
 			}
@@ -173,8 +172,7 @@ func TestEdgesDecideAlikeBehindNoBlock(t *testing.T) {
 	const size = 10
 	s := natstest.Start(t, natstest.Config{})
 	nc := s.Connect()
-	js, err := jetstream.New(nc)
-	require.NoError(t, err)
+	js := natstest.JetStream(t, nc)
 	for _, c := range []struct {
 		says string // the header of the message between two that are alike
 		want []string

@@ -26,10 +26,10 @@ var hurry = pace{heartbeat: 100 * time.Millisecond, check: 200 * time.Millisecon
 // connection that the Log has nothing to do with.
 func store(t testing.TB, nc *nats.Conn, l *Log, lane notification.Priority, ids ...string) uint64 {
 	t.Helper()
-	js, err := jetstream.New(nc)
-	require.NoError(t, err)
+	js := natstest.JetStream(t, nc)
 	var data []byte
 	for _, id := range ids {
+		var err error
 		data, err = note(id, "alice", lane).AppendBinary(data)
 		require.NoError(t, err)
 	}
@@ -305,8 +305,7 @@ func TestFollow(t *testing.T) {
 		l := log(t, s.URL)
 		r := follow(t, l, nil)
 		r.expect("warm")
-		js, err := jetstream.New(nc)
-		require.NoError(t, err)
+		js := natstest.JetStream(t, nc)
 		stream, err := js.Stream(t.Context(), l.stream(notification.P1, 0))
 		require.NoError(t, err)
 		deleted := 0
@@ -373,8 +372,7 @@ func TestFollow(t *testing.T) {
 	})
 	t.Run("a block may be larger than a pull", func(t *testing.T) {
 		l := log(t, s.URL)
-		js, err := jetstream.New(nc)
-		require.NoError(t, err)
+		js := natstest.JetStream(t, nc)
 		for _, size := range []int{100, pullBytes / 2, pullBytes, 7 << 20, 100, 2 * pullBytes, 2 * pullBytes, 100} {
 			storeData(t, js, &nats.Msg{Subject: l.subject(notification.P1, 0), Data: make([]byte, size)})
 		}
@@ -392,8 +390,7 @@ func TestFollow(t *testing.T) {
 	})
 	t.Run("a reader that is slow makes it wait, and costs no more memory than a pull", func(t *testing.T) {
 		l := log(t, s.URL)
-		js, err := jetstream.New(nc)
-		require.NoError(t, err)
+		js := natstest.JetStream(t, nc)
 		const n = 40 // of 64 KiB: more than a pull, less than a stream may have
 		for range n {
 			_, err := js.PublishMsgAsync(&nats.Msg{Subject: l.subject(notification.P1, 0), Data: make([]byte, 64<<10)})

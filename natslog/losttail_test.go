@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/qaexchange/notification"
 	"github.com/qaexchange/notification/natslog/internal/natstest"
 	"github.com/stretchr/testify/require"
@@ -135,8 +134,7 @@ func TestStaleLeaderIsNotBelieved(t *testing.T) {
 func TestEpochChanges(t *testing.T) {
 	s := natstest.Start(t, natstest.Config{})
 	nc := s.Connect()
-	js, err := jetstream.New(nc)
-	require.NoError(t, err)
+	js := natstest.JetStream(t, nc)
 	l := open(t, Config{URL: s.URL, pace: hurry})
 	r := follow(t, l, nil)
 	r.expect("warm")
@@ -215,8 +213,7 @@ func TestEpochChanges(t *testing.T) {
 func TestGap(t *testing.T) {
 	s := natstest.Start(t, natstest.Config{})
 	nc := s.Connect()
-	js, err := jetstream.New(nc)
-	require.NoError(t, err)
+	js := natstest.JetStream(t, nc)
 	t.Run("what went by size while it was to be read is a gap, and all behind it comes", func(t *testing.T) {
 		l := open(t, Config{URL: s.URL, Name: "size", MaxBytes: 4 << 20, pace: hurry})
 		big := func(seq int) {

@@ -2,14 +2,18 @@ package natslog
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"runtime"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/qaexchange/notification"
 	"github.com/qaexchange/notification/natslog/internal/natstest"
@@ -49,13 +53,46 @@ func patient(t testing.TB) context.Context {
 	return ctx
 }
 
-// open opens a Log for the test, of one partition unless cfg says otherwise.
+// patiently is for a Log that is opened without open: a busy machine answers a
+// handshake later than in the two seconds that a connection waits by default.
+var patiently = []nats.Option{nats.Timeout(natstest.Patience)}
+
+// open opens a Log for the test, of one partition unless cfg says otherwise. If the
+// servers are away, it tries again.
 func open(t testing.TB, cfg Config) *Log {
 	t.Helper()
-	l, err := Open(patient(t), cfg)
-	require.NoError(t, err)
+	var l *Log
+	natstest.Eventually(t, "the log is open", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience/4)
+		defer cancel()
+		var err error
+		if l, err = Open(ctx, cfg); !unreachable(err) {
+			require.NoError(t, err)
+		}
+		return err == nil
+	})
 	t.Cleanup(func() { l.Close() })
 	return l
+}
+
+// unreachable reports whether an error of Open says that servers are not there, or not yet:
+// a busy machine answers a handshake later than in the two seconds that a connection
+// waits, a cluster may be without a leader, and a leader that has just been elected
+// without some of the servers.
+func unreachable(err error) bool {
+	if refused := (*jetstream.APIError)(nil); errors.As(err, &refused) {
+		const noSuitablePeers = 10005
+		return refused.Code == 503 || refused.ErrorCode == noSuitablePeers
+	}
+	if late := net.Error(nil); errors.As(err, &late) && late.Timeout() {
+		return true
+	}
+	for _, target := range []error{nats.ErrTimeout, nats.ErrNoServers, nats.ErrNoResponders, nats.ErrDisconnected, nats.ErrConnectionReconnecting, nats.ErrReconnectBufExceeded, io.EOF} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
 }
 
 // publisher returns a Publisher of l that runs until the end of the test.
@@ -108,22 +145,28 @@ func note(id, user string, lane notification.Priority) *notification.Notificatio
 // read returns the blocks of a stream from the server itself, by a way of its own.
 func read(t testing.TB, l *Log, lane notification.Priority, partition int) []block {
 	t.Helper()
-	ctx := patient(t)
+	// ask waits for a leader. All blocks together may take longer than anything else.
+	ask := func(question func(ctx context.Context) error) {
+		t.Helper()
+		natstest.Eventually(t, "the stream has a leader", func() bool {
+			ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience/4)
+			defer cancel()
+			return question(ctx) == nil
+		})
+	}
 	var s jetstream.Stream
-	natstest.Eventually(t, "the stream has a leader", func() bool {
-		var err error
+	ask(func(ctx context.Context) (err error) {
 		s, err = l.bulk.js.Stream(ctx, l.stream(lane, partition))
-		return err == nil
+		return err
 	})
 	state := s.CachedInfo().State
 	var bs []block
 	for seq := state.FirstSeq; seq <= state.LastSeq && state.Msgs > 0; seq++ {
 		var m *jetstream.RawStreamMsg
-		natstest.Eventually(t, "the stream has a leader", func() bool {
-			var err error
+		ask(func(ctx context.Context) (err error) {
 			m, err = s.GetMsg(ctx, seq)
 			require.NotErrorIs(t, err, jetstream.ErrMsgNotFound)
-			return err == nil
+			return err
 		})
 		b, err := openBlock(m.Sequence, m.Time, m.Header, m.Data)
 		require.NoError(t, err)

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/qaexchange/notification"
 	"github.com/qaexchange/notification/natslog/internal/natstest"
 	"github.com/stretchr/testify/require"
@@ -87,8 +86,7 @@ func (u unlessMute) Write(b []byte) (int, error) {
 // stored waits until a stream holds so many blocks, by a way of its own.
 func stored(t *testing.T, s *natstest.Server, stream string, n uint64) {
 	t.Helper()
-	js, err := jetstream.New(s.Connect())
-	require.NoError(t, err)
+	js := natstest.JetStream(t, s.Connect())
 	natstest.Eventually(t, "the block is stored", func() bool {
 		st, err := js.Stream(patient(t), stream)
 		return err == nil && st.CachedInfo().State.LastSeq >= n
@@ -157,8 +155,7 @@ func TestAckLost(t *testing.T) {
 		go func() { errs <- p.PublishWait(patient(t), note("a", "alice", notification.P1)) }() // ends with the acknowledgement
 		stored(t, s, l.stream(notification.P1, 0), 1)
 		// A block that was stored after it is forgotten: so is it.
-		js, err := jetstream.New(s.Connect())
-		require.NoError(t, err)
+		js := natstest.JetStream(t, s.Connect())
 		for tried, forgotten := 0, false; !forgotten; tried++ {
 			ack, err := js.PublishMsg(patient(t), newBlockMsg(l.subject(notification.P1, 0), "probe", 0, nil))
 			require.NoError(t, err)
@@ -426,8 +423,7 @@ func TestServerRefuses(t *testing.T) {
 	l := open(t, Config{URL: s.URL, MaxBytes: 4 << 20})
 	p := publisher(t, l, PublisherConfig{})
 	nc := s.Connect()
-	js, err := jetstream.New(nc)
-	require.NoError(t, err)
+	js := natstest.JetStream(t, nc)
 	stream := l.stream(notification.P1, 0)
 	require.NoError(t, js.DeleteStream(patient(t), stream))
 	r := newResults()
@@ -472,8 +468,7 @@ func TestAllUsersKilledInBetween(t *testing.T) {
 	s := natstest.Start(t, natstest.Config{})
 	cfg := Config{URL: s.URL, Partitions: 3, MaxBytes: 4 << 20}
 	l := open(t, cfg)
-	js, err := jetstream.New(s.Connect())
-	require.NoError(t, err)
+	js := natstest.JetStream(t, s.Connect())
 	require.NoError(t, js.DeleteStream(patient(t), l.stream(notification.P3, 1)))
 	p, err := l.NewPublisher(PublisherConfig{})
 	require.NoError(t, err)
@@ -511,8 +506,7 @@ func TestStreamFull(t *testing.T) {
 		n.ID = fmt.Sprint(i)
 		require.NoError(t, p.PublishWait(patient(t), n))
 	}
-	js, err := jetstream.New(s.Connect())
-	require.NoError(t, err)
+	js := natstest.JetStream(t, s.Connect())
 	stream, err := js.Stream(patient(t), l.stream(notification.P1, 0))
 	require.NoError(t, err)
 	state := stream.CachedInfo().State

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/qaexchange/notification"
 	"github.com/qaexchange/notification/natslog/internal/natstest"
 	"github.com/stretchr/testify/require"
@@ -160,8 +159,7 @@ func TestReader(t *testing.T) {
 	})
 	t.Run("a message that is no block, and an archive of an unknown type, are errors behind which it goes on", func(t *testing.T) {
 		l := log(t, Config{})
-		js, err := jetstream.New(nc)
-		require.NoError(t, err)
+		js := natstest.JetStream(t, nc)
 		store(t, nc, l, notification.P1, "1")
 		storeData(t, js, &nats.Msg{Subject: l.subject(notification.P1, 0), Data: []byte("what?")})
 		data, err := note("2", "alice", notification.P1).MarshalBinary()
@@ -244,8 +242,7 @@ func TestReaderGap(t *testing.T) {
 		m := newBlockMsg(l.subject(lane, 0), "", 0, nil)
 		m.Header.Del(headerMsgID)
 		m.Header.Set("Padding", string(make([]byte, 60<<10)))
-		js, err := jetstream.New(nc)
-		require.NoError(t, err)
+		js := natstest.JetStream(t, nc)
 		for range 80 {
 			storeData(t, js, m)
 		}
@@ -311,11 +308,10 @@ func TestReaderGap(t *testing.T) {
 		store(t, nc, l, notification.P1, "1")
 		_, at := next(t, reader(t, l, Position{}))
 		// As if the two minutes were over.
-		js, err := jetstream.New(nc)
-		require.NoError(t, err)
+		js := natstest.JetStream(t, nc)
 		cfg := l.streamConfig(notification.P1, 0)
 		cfg.MaxAge, cfg.Duplicates = 100*time.Millisecond, 100*time.Millisecond
-		_, err = js.UpdateStream(t.Context(), cfg)
+		_, err := js.UpdateStream(t.Context(), cfg)
 		require.NoError(t, err)
 		natstest.Eventually(t, "the block has aged away", func() bool {
 			state, err := l.bulk.state(t.Context(), cfg.Name)

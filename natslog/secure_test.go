@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/qaexchange/notification"
 	"github.com/qaexchange/notification/natslog/internal/natstest"
 	"github.com/stretchr/testify/require"
@@ -148,8 +147,7 @@ func TestPermissions(t *testing.T) {
 	})
 
 	t.Run("the operator may do everything but purge", func(t *testing.T) {
-		js, err := jetstream.New(s.Connect())
-		require.NoError(t, err)
+		js := natstest.JetStream(t, s.Connect())
 		stream, err := js.Stream(patient(t), "log_P1_0")
 		require.NoError(t, err)
 		require.Error(t, stream.Purge(patient(t)))

@@ -58,8 +58,7 @@ func TestOpen(t *testing.T) {
 
 	t.Run("each lane of each partition has a stream as the package says", func(t *testing.T) {
 		open(t, Config{URL: s.URL, Name: "made", Partitions: 2, Retention: 5 * time.Minute, MaxBytes: 5 << 20, DedupSize: 77})
-		js, err := jetstream.New(s.Connect())
-		require.NoError(t, err)
+		js := natstest.JetStream(t, s.Connect())
 		for _, lane := range []string{"P0", "P1", "P2", "P3"} {
 			for _, partition := range []string{"0", "1"} {
 				stream, err := js.Stream(patient(t), "made_"+lane+"_"+partition)
@@ -97,7 +96,7 @@ func TestOpen(t *testing.T) {
 		errs := make(chan error, 8)
 		for range 8 {
 			wg.Go(func() { // ends with Open
-				l, err := Open(patient(t), Config{URL: s.URL, Name: "at-once", Partitions: 3, MaxBytes: 4 << 20})
+				l, err := Open(patient(t), Config{URL: s.URL, NATS: patiently, Name: "at-once", Partitions: 3, MaxBytes: 4 << 20})
 				if err == nil {
 					err = l.Close()
 				}
@@ -110,7 +109,7 @@ func TestOpen(t *testing.T) {
 		}
 	})
 
-	was := Config{URL: s.URL, Name: "was", Partitions: 2, MaxBytes: 4 << 20}
+	was := Config{URL: s.URL, NATS: patiently, Name: "was", Partitions: 2, MaxBytes: 4 << 20}
 	open(t, was)
 	for field, change := range map[string]func(*Config){
 		"Partitions":              func(c *Config) { c.Partitions = 1 },
@@ -132,15 +131,13 @@ func TestOpen(t *testing.T) {
 	}
 
 	t.Run("with another number of partitions nothing is created", func(t *testing.T) {
-		js, err := jetstream.New(s.Connect())
-		require.NoError(t, err)
-		_, err = js.Stream(patient(t), "was_P0_2")
+		js := natstest.JetStream(t, s.Connect())
+		_, err := js.Stream(patient(t), "was_P0_2")
 		require.ErrorIs(t, err, jetstream.ErrStreamNotFound)
 	})
 
 	t.Run("a stream that somebody else has changed is ErrConfig, and what was changed is named", func(t *testing.T) {
-		js, err := jetstream.New(s.Connect())
-		require.NoError(t, err)
+		js := natstest.JetStream(t, s.Connect())
 		i := 0
 		for field, change := range map[string]func(*jetstream.StreamConfig){
 			"discard policy":      func(c *jetstream.StreamConfig) { c.Discard = jetstream.DiscardNew },
@@ -153,11 +150,11 @@ func TestOpen(t *testing.T) {
 			"allow_msg_ttl":       func(c *jetstream.StreamConfig) { c.AllowMsgTTL = true },
 		} {
 			i++
-			cfg := Config{URL: s.URL, Name: fmt.Sprint("changed", i), MaxBytes: 4 << 20}
+			cfg := Config{URL: s.URL, NATS: patiently, Name: fmt.Sprint("changed", i), MaxBytes: 4 << 20}
 			l := open(t, cfg)
 			c := l.streamConfig(notification.P2, 0)
 			change(&c)
-			_, err = js.UpdateStream(patient(t), c)
+			_, err := js.UpdateStream(patient(t), c)
 			require.NoError(t, err, field)
 			_, err = Open(patient(t), cfg)
 			require.ErrorIs(t, err, ErrConfig, field)
@@ -166,33 +163,28 @@ func TestOpen(t *testing.T) {
 	})
 
 	t.Run("a stream in memory, or of somebody else, is ErrConfig", func(t *testing.T) {
-		js, err := jetstream.New(s.Connect())
+		js := natstest.JetStream(t, s.Connect())
+		_, err := js.CreateStream(patient(t), jetstream.StreamConfig{Name: "alien_P0_0", Subjects: []string{"alien.P0.0"}, Storage: jetstream.MemoryStorage})
 		require.NoError(t, err)
-		_, err = js.CreateStream(patient(t), jetstream.StreamConfig{Name: "alien_P0_0", Subjects: []string{"alien.P0.0"}, Storage: jetstream.MemoryStorage})
-		require.NoError(t, err)
-		_, err = Open(patient(t), Config{URL: s.URL, Name: "alien"})
+		_, err = Open(patient(t), Config{URL: s.URL, NATS: patiently, Name: "alien"})
 		require.ErrorIs(t, err, ErrConfig)
 	})
 
 	t.Run("a subject that another stream has is an error", func(t *testing.T) {
-		js, err := jetstream.New(s.Connect())
+		js := natstest.JetStream(t, s.Connect())
+		_, err := js.CreateStream(patient(t), jetstream.StreamConfig{Name: "greedy", Subjects: []string{"taken.>"}})
 		require.NoError(t, err)
-		_, err = js.CreateStream(patient(t), jetstream.StreamConfig{Name: "greedy", Subjects: []string{"taken.>"}})
-		require.NoError(t, err)
-		_, err = Open(patient(t), Config{URL: s.URL, Name: "taken"})
+		_, err = Open(patient(t), Config{URL: s.URL, NATS: patiently, Name: "taken"})
 		require.ErrorContains(t, err, "taken_P0_0")
 	})
 
 	t.Run("a server without room for MaxBytes is an error that names the stream", func(t *testing.T) {
-		_, err := Open(patient(t), Config{URL: s.URL, Name: "huge", MaxBytes: 1 << 40})
+		_, err := Open(patient(t), Config{URL: s.URL, NATS: patiently, Name: "huge", MaxBytes: 1 << 40})
 		require.ErrorContains(t, err, "huge_P0_0")
 	})
 
 	t.Run("a server that is not there is an error", func(t *testing.T) {
-		nobody, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		require.NoError(t, nobody.Close())
-		_, err = Open(patient(t), Config{URL: "nats://" + nobody.Addr().String()})
+		_, err := Open(patient(t), Config{URL: "nats://127.0.0.1:1"}) // a port that nobody is given by the system
 		require.ErrorIs(t, err, nats.ErrNoServers)
 	})
 

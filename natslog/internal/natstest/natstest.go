@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Patience is how long anything is waited for that must come.
@@ -262,14 +263,30 @@ func (s *Server) Connect(options ...nats.Option) *nats.Conn {
 
 func connect(t testing.TB, url string, options []nats.Option) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(url, append([]nats.Option{
-		nats.MaxReconnects(-1), nats.ReconnectWait(10 * time.Millisecond), nats.ReconnectJitter(0, 0), nats.Timeout(Patience),
-	}, options...)...)
-	if err != nil {
-		t.Fatalf("connecting to %s: %v", url, err)
-	}
+	var nc *nats.Conn
+	Eventually(t, "a connection to "+url, func() bool { // the server gives a handshake two seconds
+		var err error
+		nc, err = nats.Connect(url, append([]nats.Option{
+			nats.MaxReconnects(-1), nats.ReconnectWait(10 * time.Millisecond), nats.ReconnectJitter(0, 0), nats.Timeout(Patience),
+		}, options...)...)
+		if err != nil {
+			t.Logf("connecting to %s: %v", url, err)
+		}
+		return err == nil
+	})
 	t.Cleanup(nc.Close)
 	return nc
+}
+
+// JetStream is jetstream.New for tests: what it asks has Patience to be answered,
+// unless the ctx says otherwise, and not five seconds.
+func JetStream(t testing.TB, nc *nats.Conn, options ...jetstream.JetStreamOpt) jetstream.JetStream {
+	t.Helper()
+	js, err := jetstream.New(nc, append([]jetstream.JetStreamOpt{jetstream.WithDefaultTimeout(Patience)}, options...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
 }
 
 // Eventually waits for what has no event to wait for.

@@ -14,10 +14,11 @@ func TestMain(m *testing.M) { os.Exit(Main(m)) }
 
 // stream creates the stream x at a server.
 func stream(t *testing.T, nc *nats.Conn, replicas int) jetstream.JetStream {
-	js, err := jetstream.New(nc)
-	require.NoError(t, err)
-	_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "x", Subjects: []string{"x"}, Replicas: replicas})
-	require.NoError(t, err)
+	js := JetStream(t, nc)
+	Eventually(t, "a stream", func() bool { // a cluster's leader may not know all servers yet
+		_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "x", Subjects: []string{"x"}, Replicas: replicas})
+		return err == nil
+	})
 	return js
 }
 
