@@ -106,6 +106,7 @@ type follower struct {
 	failing time.Time       // since when no consumer could be made; zero: the last one could
 	back    <-chan struct{} // closed when the connection has come back since this pass began
 	leaders chan struct{}   // rung when the stream has a new leader
+	lostIn  uint64          // the epoch in which a lost tail was counted; of run, or of the check that it waits for
 
 	counts followerCounts
 }
@@ -118,7 +119,7 @@ type followerCounts struct {
 	holes  atomic.Uint64 // sequences that did not follow, for which the stream was read again
 	gaps   atomic.Uint64 // blocks that were gone
 	epochs atomic.Uint64 // epochs begun after the first
-	lost   atomic.Uint64 // tails found lost by this follower
+	lost   atomic.Uint64 // tails found lost by this follower, one per epoch
 	passes atomic.Uint64 // consumers made
 	silent atomic.Uint64 // times that a consumer missed its heartbeats
 	empty  atomic.Uint64 // empty blocks stored

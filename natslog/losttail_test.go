@@ -131,6 +131,24 @@ func TestStaleLeaderIsNotBelieved(t *testing.T) {
 	require.NotEqual(t, before, epochOf(t, l))
 }
 
+// The epoch may be changed, and the answer that it was get lost: the tail was lost all
+// the same, and once, however often the follower sees it.
+func TestLostTailIsCountedOnce(t *testing.T) {
+	s := natstest.Start(t, natstest.Config{})
+	l := open(t, Config{URL: s.URL, pace: hurry})
+	epochOf(t, l)
+	require.NoError(t, l.bulk.js.DeleteKeyValue(patient(t), l.epochs.bucket())) // the epoch cannot be changed
+	f := l.newFollower(notification.P1, 0)
+	f.epoch, _ = l.epochs.now()
+	for range 2 {
+		lost, err := f.lostTail(patient(t), f.epoch, known{seq: 100}, streamState{first: 1, last: 6})
+		require.False(t, lost)
+		require.Error(t, err)
+		require.NotErrorIs(t, err, errAgain)
+	}
+	require.EqualValues(t, 1, f.counts.lost.Load())
+}
+
 func TestEpochChanges(t *testing.T) {
 	s := natstest.Start(t, natstest.Config{})
 	nc := s.Connect()

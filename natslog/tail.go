@@ -80,10 +80,13 @@ func (f *follower) lostTail(ctx context.Context, e epoch, k known, s streamState
 		return false, nil
 	}
 	f.log.cfg.Logger.Error("the stream has lost its tail", "stream", f.name, "read", k.seq, "last", s.last, "epoch", e)
+	if f.lostIn != e.id { // before the epoch is changed: that may happen, and its answer get lost
+		f.lostIn = e.id
+		f.counts.lost.Add(1)
+	}
 	if err := f.log.epochs.lost(ctx, f.c, e); err != nil {
 		return false, err
 	}
-	f.counts.lost.Add(1)
 	return true, nil
 }
 
