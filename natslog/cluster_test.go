@@ -40,27 +40,18 @@ func newTrial(t testing.TB, c *natstest.Cluster) *trial {
 	return x
 }
 
-// until waits until n events other than empty blocks were handed over and returns them
-// without the blocks' sequences. A follower that finds a stream shorter than what it
-// has read stores an empty block to learn whether it has asked a leader that was
-// deposed, and does so as often as elections take their time.
+// until is the recorder's untilFilled, without the blocks' sequences. Empty blocks come
+// as often as elections take their time.
 func (x *trial) until(n int) (said []string) {
 	x.t.Helper()
-	for all := n; ; all++ {
-		said = said[:0]
-		for _, event := range x.r.until(all) {
-			seq, ids, isBlock := strings.Cut(event, ":")
-			switch {
-			case !isBlock:
-				said = append(said, seq)
-			case ids != "":
-				said = append(said, ids)
-			}
+	for _, event := range x.r.untilFilled(n) {
+		seq, ids, isBlock := strings.Cut(event, ":")
+		if !isBlock {
+			ids = seq
 		}
-		if len(said) >= n {
-			return said
-		}
+		said = append(said, ids)
 	}
+	return said
 }
 
 // expect is the recorder's, for the events that until returns.
