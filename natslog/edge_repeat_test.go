@@ -255,7 +255,7 @@ func TestEdgeRepeats(t *testing.T) {
 		for _, e := range []*Edge{e, edge(t, l, "two", EdgeConfig{})} {
 			again := newListener(t, "alice")
 			again.cursor = begin
-			require.NoError(t, again.connect(e))
+			again.resumes(e)
 			require.Equal(t, want, again.want(len(want)))
 		}
 	})
@@ -291,6 +291,6 @@ func TestEdgeAfterSilence(t *testing.T) {
 	require.NoError(t, alice.connect(one))
 	alice.leave()
 	require.NoError(t, p.PublishWait(patient(t), note("new", "alice", notification.P1)))
-	require.NoError(t, alice.connect(two), "the place of one who has got nothing yet is good at another edge")
+	alice.resumes(two) // the place of one who has got nothing yet is good at another edge
 	require.Equal(t, []string{"new"}, alice.want(1))
 }
