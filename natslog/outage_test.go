@@ -148,7 +148,7 @@ func TestAckLost(t *testing.T) {
 
 	t.Run("after the server's window it is stored twice, and a reader recognizes it", func(t *testing.T) {
 		r := newRelay(t, s.URL)
-		l := open(t, Config{URL: r.url, Name: "forgotten", MaxBytes: 4 << 20, duplicates: 200 * time.Millisecond})
+		l := open(t, Config{URL: r.url, Name: "forgotten", MaxBytes: 4 << 20, duplicates: 200 * time.Millisecond, NATS: []nats.Option{nats.PingInterval(time.Hour)}})
 		p := publisher(t, l, PublisherConfig{ackWait: time.Hour})
 		r.mute.Store(true)
 		errs := make(chan error, 1)
@@ -390,8 +390,11 @@ func TestServerDown(t *testing.T) {
 	require.Equal(t, want, ids(t, l, notification.P1, 0))
 	require.Zero(t, p.Stats().Lanes[notification.P1].Stalled)
 	require.NoError(t, p.Shutdown(patient(t)))
-	require.Equal(t, 1, strings.Count(log.String(), "level=WARN"), log.String())
-	require.Contains(t, log.String(), "blocks are acknowledged again")
+	// One line for each episode, which a block has one of at most, and not for each attempt.
+	warned := strings.Count(log.String(), "level=WARN")
+	require.NotZero(t, warned)
+	require.Equal(t, warned, strings.Count(log.String(), "blocks are acknowledged again"), log.String())
+	require.LessOrEqual(t, uint64(warned), p.Stats().Lanes[notification.P1].Blocks, log.String())
 }
 
 func TestServerFrozen(t *testing.T) {
@@ -408,7 +411,7 @@ func TestServerFrozen(t *testing.T) {
 	require.NoError(t, <-errs)
 
 	// The answers to all that was sent have come, and are none to what follows.
-	require.NoError(t, l.bulk.nc.Flush())
+	require.NoError(t, l.bulk.nc.FlushWithContext(patient(t)))
 	s.Freeze()
 	go func() { errs <- p.PublishWait(patient(t), note("c", "alice", notification.P1)) }() // ends with the thaw
 	still(t, errs)
@@ -459,6 +462,8 @@ func TestServerRefuses(t *testing.T) {
 	open(t, Config{URL: s.URL, MaxBytes: 4 << 20}) // creates the stream anew
 	require.Equal(t, []string{"a"}, r.await(t, 1))
 	require.Equal(t, []string{"a"}, ids(t, l, notification.P1, 0))
+	mu.Lock() // the last that was answered may be so still
+	defer mu.Unlock()
 	require.Len(t, seen, 1, "always the same Msg-Id")
 	require.Zero(t, p.Stats().Lanes[notification.P1].Collisions)
 }
@@ -485,6 +490,7 @@ func TestAllUsersKilledInBetween(t *testing.T) {
 	require.Equal(t, []string{"a: " + errOnItsWay.Error()}, r.await(t, 1))
 	require.EqualValues(t, 1, p.Stats().Lanes[notification.P3].Uncertain)
 	conserved(t, p)
+	require.NoError(t, l.bulk.nc.FlushWithContext(patient(t))) // what it sent last is not for the stream to come
 
 	l = open(t, cfg)
 	p = publisher(t, l, PublisherConfig{})
@@ -499,7 +505,7 @@ func TestAllUsersKilledInBetween(t *testing.T) {
 func TestStreamFull(t *testing.T) {
 	s := natstest.Start(t, natstest.Config{})
 	l := open(t, Config{URL: s.URL, MaxBytes: 4 << 20})
-	p := publisher(t, l, PublisherConfig{})
+	p := publisher(t, l, PublisherConfig{ackWait: time.Hour}) // that the server is slow is no failure
 	n := note("", "alice", notification.P1)
 	n.Source = strings.Repeat("x", 100<<10)
 	for i := range 100 {

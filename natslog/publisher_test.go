@@ -110,7 +110,7 @@ func TestPublish(t *testing.T) {
 
 	t.Run("what PublishWait has returned nil for is in its stream", func(t *testing.T) {
 		l := fresh(t, 4)
-		p := publisher(t, l, PublisherConfig{})
+		p := publisher(t, l, PublisherConfig{ackWait: time.Hour}) // that the server is slow is no failure
 		for i := range 20 {
 			id, user, lane := fmt.Sprint("n", i), fmt.Sprint("user", i), notification.Priority(i%4)
 			require.NoError(t, p.PublishWait(patient(t), note(id, user, lane)))
