@@ -76,8 +76,8 @@ const (
 	publishers = 2
 	edges      = 3
 	// settle is how long what was published may take to the last client, once
-	// nothing is killed any more.
-	settle = time.Minute
+	// nothing is killed any more, and how long a process may take to end in order.
+	settle = 3 * time.Minute
 )
 
 // run starts everything, lets the killer loose and judges.

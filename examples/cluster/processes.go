@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -202,16 +203,19 @@ func (ps *processes) counts(role string) (run, killed, stopped int) {
 	return run, killed, stopped
 }
 
-// freePorts returns addresses on which nobody listens now.
-func freePorts(n int) ([]string, error) {
-	var addrs []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
+// freePorts returns addresses on which nobody listens now. They are below those that
+// the system gives to whoever asks for any, so that nobody takes one while its process
+// is down.
+func freePorts(n int) (addrs []string, err error) {
+	for range 1000 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(10_000+rand.IntN(20_000))); err != nil {
+			continue
 		}
-		defer l.Close()
-		addrs = append(addrs, l.Addr().String())
+		defer l.Close() // not before all are found
+		if addrs = append(addrs, l.Addr().String()); len(addrs) == n {
+			return addrs, nil
+		}
 	}
-	return addrs, nil
+	return nil, err
 }
