@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -123,8 +124,25 @@ func exchange(t *testing.T) (*bridge, *notification.Gateway, *httptest.Server) {
 	const users = 100
 	b := newBroker(t, notification.BrokerConfig{StallTimeout: 20 * time.Millisecond})
 	g := newGateway(t, "gw-1", notification.GatewayConfig{})
-	run(t, b, g)
 	br := newBridge()
+	audit := make(chan *notification.Message, 1024)
+	reading, stopReading := context.WithCancel(context.Background())
+	var readers sync.WaitGroup // of the two, which end with reading
+	t.Cleanup(func() { // after the Shutdown of the Broker, which loses nothing then
+		stopReading()
+		readers.Wait()
+	})
+	readers.Go(func() { br.run(reading) })
+	readers.Go(func() {
+		for {
+			select {
+			case <-audit:
+			case <-reading.Done():
+				return
+			}
+		}
+	})
+	run(t, b, g)
 	require.NoError(t, b.RegisterReceiver(br))
 	for i := range users {
 		id := fmt.Sprintf("user-%d", i)
@@ -132,21 +150,10 @@ func exchange(t *testing.T) (*bridge, *notification.Gateway, *httptest.Server) {
 		require.NoError(t, err)
 		require.NoError(t, b.Subscribe(id, br.ID()))
 	}
-	audit := make(chan *notification.Message, 1024)
 	require.NoError(t, b.SubscribeGlobal("audit", audit, notification.Wait))
 
 	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup // of the three, which end with ctx
-	wg.Go(func() { br.run(ctx) })
-	wg.Go(func() {
-		for {
-			select {
-			case <-audit:
-			case <-ctx.Done():
-				return
-			}
-		}
-	})
+	var wg sync.WaitGroup // of the publisher, which ends with ctx
 	wg.Go(func() {
 		tick := time.NewTicker(10 * time.Millisecond)
 		defer tick.Stop()
@@ -164,9 +171,6 @@ func exchange(t *testing.T) (*bridge, *notification.Gateway, *httptest.Server) {
 	t.Cleanup(func() {
 		cancel()
 		wg.Wait()
-		// Nobody reads any more: the Broker's Shutdown must not wait for them.
-		_ = b.Unregister(br.ID())
-		_ = b.UnsubscribeGlobal("audit")
 	})
 
 	r := prometheus.NewPedanticRegistry()
@@ -185,6 +189,20 @@ func exchange(t *testing.T) (*bridge, *notification.Gateway, *httptest.Server) {
 	return br, g, server
 }
 
+// freeAddress returns an address on loopback that nobody listens on, with a port below
+// those that the system gives to whoever asks for any, so that it is still free when
+// Prometheus listens, seconds later.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	for {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000)))
+		if err == nil {
+			require.NoError(t, l.Close())
+			return l.Addr().String()
+		}
+	}
+}
+
 // A client asks a Prometheus through its HTTP API.
 type client struct{ base string }
 
@@ -200,20 +218,14 @@ func startPrometheus(t *testing.T, target string) client {
 	require.NotEqual(t, file(t, "alerts.yml"), rules)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "alerts.yml"), []byte(rules), 0o600))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "prometheus.yml"), fmt.Appendf(nil, `
-global: {scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 200ms}
+global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 200ms}
 rule_files: [alerts.yml]
 scrape_configs:
   - {job_name: native, metrics_path: /metrics, static_configs: [{targets: [%[1]q]}]}
   - {job_name: classic, metrics_path: /classic, static_configs: [{targets: [%[1]q]}]}
 `, target), 0o600))
 
-	// Nobody else takes the port in between, or the wait for it to be ready
-	// ends with what Prometheus has to say.
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	address := l.Addr().String()
-	require.NoError(t, l.Close())
-
+	address := freeAddress(t)
 	cmd := exec.Command(program, "--config.file="+filepath.Join(dir, "prometheus.yml"),
 		"--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+address,
 		"--enable-feature=native-histograms", "--log.level=warn")

@@ -83,7 +83,7 @@ func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	give := time.After(time.Minute)
+	give := time.After(3 * time.Minute)
 	for !holds() {
 		select {
 		case <-tick.C:

@@ -3,6 +3,8 @@ package natslogstats
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -64,6 +66,20 @@ func TestPromtool(t *testing.T) {
 	})
 }
 
+// freeAddress returns an address on loopback that nobody listens on, with a port below
+// those that the system gives to whoever asks for any, so that it is still free when
+// Prometheus listens, seconds later.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	for {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000)))
+		if err == nil {
+			require.NoError(t, l.Close())
+			return l.Addr().String()
+		}
+	}
+}
+
 func TestPrometheus(t *testing.T) {
 	program := need(t, "prometheus")
 	of, _ := newTable()
@@ -78,15 +94,12 @@ func TestPrometheus(t *testing.T) {
 	rules := regexp.MustCompile(`for: \d+m`).ReplaceAllString(file(t, "alerts.yml"), "for: 0s")
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "alerts.yml"), []byte(rules), 0o600))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "prometheus.yml"), []byte(`
-global: {scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 200ms}
+global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 200ms}
 rule_files: [alerts.yml]
 scrape_configs:
   - {job_name: natslog, static_configs: [{targets: ["`+strings.TrimPrefix(server.URL, "http://")+`"]}]}
 `), 0o600))
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	address := l.Addr().String()
-	require.NoError(t, l.Close())
+	address := freeAddress(t)
 	cmd := exec.Command(program, "--config.file="+filepath.Join(dir, "prometheus.yml"),
 		"--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+address, "--log.level=warn")
 	var output bytes.Buffer
