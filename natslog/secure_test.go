@@ -62,12 +62,14 @@ func TestPermissions(t *testing.T) {
 	require.NoError(t, err)
 	as := func(user string) []nats.Option {
 		return []nats.Option{
-			nats.RootCAs(caFile), nats.ClientCert(clientCert, clientKey),
+			nats.RootCAs(caFile), nats.ClientCert(clientCert, clientKey), nats.Timeout(natstest.Patience),
 			nats.UserInfo(user, user), nats.CustomInboxPrefix("_INBOX." + user),
 		}
 	}
 	s := natstest.Start(t, natstest.Config{
-		More: strings.NewReplacer("CERT", serverCert, "KEY", serverKey, `"CA"`, `"`+caFile+`"`, "NAME", "log").Replace(string(conf)),
+		// A busy machine needs longer than two seconds for a handshake.
+		More: strings.NewReplacer("CERT", serverCert, "KEY", serverKey, `"CA"`, `"`+caFile+`"`, "NAME", "log", "verify: true", "timeout: 120, verify: true").Replace(string(conf)) +
+			"authorization { timeout: 120 }\n",
 		NATS: as("operator"),
 	})
 	cfg := func(user string) Config {

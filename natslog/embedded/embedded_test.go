@@ -67,10 +67,18 @@ func stop(t *testing.T, s *embedded.Server) {
 	require.NoError(t, s.Shutdown(ctx))
 }
 
+// patient returns a ctx for what must come: without a deadline JetStream has five
+// seconds for what it is asked, which a disk that syncs may need for a stream.
+func patient(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 // open opens a log at the server and returns a Publisher that runs.
 func open(t *testing.T, options []nats.Option) (*natslog.Log, *natslog.Publisher) {
 	t.Helper()
-	l, err := natslog.Open(t.Context(), natslog.Config{NATS: options})
+	l, err := natslog.Open(patient(t), natslog.Config{NATS: append(options, nats.Timeout(patience))})
 	require.NoError(t, err)
 	p, err := l.NewPublisher(natslog.PublisherConfig{})
 	require.NoError(t, err)
@@ -117,11 +125,11 @@ func TestServer(t *testing.T) {
 	})
 	t.Run("a Log in the same process takes it by NATS, and needs no URL", func(t *testing.T) {
 		l, p := open(t, s.NATS())
-		require.NoError(t, p.PublishWait(t.Context(), note("1")))
+		require.NoError(t, p.PublishWait(patient(t), note("1")))
 		require.Equal(t, []string{"1"}, ids(t, l, "1"))
 	})
 	t.Run("it takes messages of 8 MiB", func(t *testing.T) {
-		nc, err := nats.Connect("", s.NATS()...)
+		nc, err := nats.Connect("", append(s.NATS(), nats.Timeout(patience))...)
 		require.NoError(t, err)
 		defer nc.Close()
 		require.EqualValues(t, 8<<20, nc.MaxPayload())
@@ -137,7 +145,7 @@ func TestServer(t *testing.T) {
 		stop(t, s)
 		s := start(t, embedded.Options{Dir: dir})
 		l, p := open(t, s.NATS())
-		require.NoError(t, p.PublishWait(t.Context(), note("2")))
+		require.NoError(t, p.PublishWait(patient(t), note("2")))
 		require.Equal(t, []string{"1", "2"}, ids(t, l, "2"))
 	})
 }
@@ -145,7 +153,7 @@ func TestServer(t *testing.T) {
 func TestListen(t *testing.T) {
 	s := start(t, embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
 	t.Run("others connect to its URL", func(t *testing.T) {
-		l, err := natslog.Open(t.Context(), natslog.Config{URL: s.URL()})
+		l, err := natslog.Open(patient(t), natslog.Config{URL: s.URL(), NATS: []nats.Option{nats.Timeout(patience)}})
 		require.NoError(t, err)
 		require.NoError(t, l.Close())
 	})
@@ -169,7 +177,7 @@ func TestSync(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := start(t, embedded.Options{Dir: t.TempDir(), SyncInterval: c.interval})
 			var log bytes.Buffer
-			l, err := natslog.Open(t.Context(), natslog.Config{NATS: s.NATS(), Logger: slog.New(slog.NewTextHandler(&log, nil))})
+			l, err := natslog.Open(patient(t), natslog.Config{NATS: append(s.NATS(), nats.Timeout(patience)), Logger: slog.New(slog.NewTextHandler(&log, nil))})
 			require.NoError(t, err)
 			require.NoError(t, l.Close())
 			require.Equal(t, !c.always, strings.Contains(log.String(), "sync_always"), "natslog warns if it cannot tell that it does: %s", &log)
@@ -209,10 +217,12 @@ func TestInvalid(t *testing.T) {
 }
 
 func TestConfigure(t *testing.T) {
-	s := start(t, embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Configure: func(o *server.Options) { o.Username, o.Password = "exchange", "secret" }})
-	_, err := nats.Connect(s.URL(), nats.NoReconnect())
+	s := start(t, embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Configure: func(o *server.Options) {
+		o.Username, o.Password, o.AuthTimeout = "exchange", "secret", patience.Seconds() // not the two seconds of its default
+	}})
+	_, err := nats.Connect(s.URL(), nats.NoReconnect(), nats.Timeout(patience))
 	require.ErrorIs(t, err, nats.ErrAuthorization)
-	nc, err := nats.Connect(s.URL(), nats.UserInfo("exchange", "secret"))
+	nc, err := nats.Connect(s.URL(), nats.UserInfo("exchange", "secret"), nats.Timeout(patience))
 	require.NoError(t, err)
 	nc.Close()
 }
@@ -232,7 +242,9 @@ func publishForEver(dir string) error {
 	if err != nil {
 		return err
 	}
-	l, err := natslog.Open(context.Background(), natslog.Config{NATS: s.NATS()})
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	l, err := natslog.Open(ctx, natslog.Config{NATS: append(s.NATS(), nats.Timeout(patience))})
 	if err != nil {
 		return err
 	}
@@ -295,11 +307,11 @@ func TestShutdownThatIsNotWaitedFor(t *testing.T) {
 func TestConnectionsEnd(t *testing.T) {
 	s := start(t, embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
 	closed := make(chan struct{})
-	nc, err := nats.Connect("", append(s.NATS(), nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { close(closed) }))...)
+	nc, err := nats.Connect("", append(s.NATS(), nats.NoReconnect(), nats.Timeout(patience), nats.ClosedHandler(func(*nats.Conn) { close(closed) }))...)
 	require.NoError(t, err)
 	js, err := jetstream.New(nc)
 	require.NoError(t, err)
-	_, err = js.AccountInfo(t.Context())
+	_, err = js.AccountInfo(patient(t))
 	require.NoError(t, err)
 	url := s.URL()
 	stop(t, s)
