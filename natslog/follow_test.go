@@ -425,13 +425,16 @@ func TestFollow(t *testing.T) {
 		l := listening(t, s.URL)
 		l.cfg.pace.heartbeat = time.Minute // large blocks may take longer than the hurried one
 		js := natstest.JetStream(t, nc)
+		store := func(size int) { // once, even if the answer takes longer than storeData waits
+			storeData(t, js, &nats.Msg{Subject: l.subject(notification.P1, 0), Header: nats.Header{headerMsgID: {nats.NewInbox()}}, Data: make([]byte, size)})
+		}
 		for _, size := range []int{100, pullBytes / 2, pullBytes, 7 << 20, 100, 2 * pullBytes, 2 * pullBytes, 100} {
-			storeData(t, js, &nats.Msg{Subject: l.subject(notification.P1, 0), Data: make([]byte, size)})
+			store(size)
 		}
 		r := follow(t, l, nil)
 		r.expect("1 is no block", "2 is no block", "3 is no block", "4 is no block", "5 is no block", "6 is no block", "7 is no block", "8 is no block", "warm")
 		require.EqualValues(t, 1, r.f.counts.passes.Load())
-		storeData(t, js, &nats.Msg{Subject: l.subject(notification.P1, 0), Data: make([]byte, 7<<20)})
+		store(7 << 20)
 		r.until(10)
 		before := r.f.counts.passes.Load()
 		s.Restart()

@@ -63,7 +63,7 @@ func open(t testing.TB, cfg Config) *Log {
 	t.Helper()
 	var l *Log
 	natstest.Eventually(t, "the log is open", func() bool {
-		ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience/4)
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		var err error
 		if l, err = Open(ctx, cfg); !unreachable(err) {
@@ -149,7 +149,7 @@ func read(t testing.TB, l *Log, lane notification.Priority, partition int) []blo
 	ask := func(question func(ctx context.Context) error) {
 		t.Helper()
 		natstest.Eventually(t, "the stream has a leader", func() bool {
-			ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience/4)
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 			defer cancel()
 			return question(ctx) == nil
 		})

@@ -36,7 +36,7 @@ import (
 )
 
 // Patience is how long anything is waited for that must come.
-const Patience = 2 * time.Minute
+const Patience = 4 * time.Minute
 
 // Config configures servers. The zero value is one with JetStream in files, and
 // without fsync after each message: a process that is killed loses nothing that
