@@ -142,7 +142,11 @@ func pause(ch <-chan struct{}, d time.Duration) bool {
 }
 
 func (c *chaos) kill(r *rand.Rand) {
-	for pause(c.over, time.Duration(500+r.IntN(2000))*time.Millisecond) {
+	more := time.Duration(0) // a busy machine takes seconds to start a server, and one that is always killed before serves nobody
+	for pause(c.over, more+time.Duration(500+r.IntN(2000))*time.Millisecond) {
+		if !c.all() {
+			more += 250 * time.Millisecond
+		}
 		c.server.Kill()
 		c.kills.Add(1)
 		time.Sleep(time.Duration(r.IntN(200)) * time.Millisecond) // real servers are away for a while
