@@ -128,7 +128,7 @@ func exchange(t *testing.T) (*bridge, *notification.Gateway, *httptest.Server) {
 	audit := make(chan *notification.Message, 1024)
 	reading, stopReading := context.WithCancel(context.Background())
 	var readers sync.WaitGroup // of the two, which end with reading
-	t.Cleanup(func() { // after the Shutdown of the Broker, which loses nothing then
+	t.Cleanup(func() {         // after the Shutdown of the Broker, which loses nothing then
 		stopReading()
 		readers.Wait()
 	})
