@@ -63,7 +63,7 @@ func TestDocs(t *testing.T) {
 			t.Errorf("%s, %v", said, err)
 		}
 	})
-	t.Run("the Go of docs/integrations.md is cut from packages that compile", func(t *testing.T) {
+	t.Run("the Go of a page is cut from packages that compile", func(t *testing.T) {
 		var sources []string
 		err := filepath.WalkDir("integrations", func(path string, d fs.DirEntry, err error) error {
 			if err == nil && strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
@@ -74,13 +74,15 @@ func TestDocs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		blocks := goBlocks(readFile(t, "../docs/integrations.md"))
-		if len(blocks) < 8 {
-			t.Errorf("only %d blocks were found", len(blocks))
-		}
-		for _, b := range blocks {
-			if !slices.ContainsFunc(sources, func(source string) bool { return isCutFrom(b, source) }) {
-				t.Errorf("this is in no source:\n%s", b)
+		for page, least := range map[string]int{"integrations": 8, "questions": 10} {
+			blocks := goBlocks(readFile(t, "../docs/"+page+".md"))
+			if len(blocks) < least {
+				t.Errorf("%s: only %d blocks were found", page, len(blocks))
+			}
+			for _, b := range blocks {
+				if !slices.ContainsFunc(sources, func(source string) bool { return isCutFrom(b, source) }) {
+					t.Errorf("%s: this is in no source:\n%s", page, b)
+				}
 			}
 		}
 	})

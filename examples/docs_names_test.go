@@ -1,0 +1,255 @@
+package examples
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// names are the exported names of packages, by package: "Broker", "Broker.Publish",
+// "BrokerLane.Queued"; those of the root are there without its name, too.
+type names map[string]map[string]bool
+
+// declared reads the packages in these folders, without their tests.
+func declared(t *testing.T, dirs ...string) names {
+	t.Helper()
+	all := names{}
+	for _, dir := range dirs {
+		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+		if err != nil || files == nil {
+			t.Fatal(dir, err)
+		}
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if all[f.Name.Name] == nil {
+				all[f.Name.Name] = map[string]bool{}
+			}
+			for _, d := range f.Decls {
+				declare(all[f.Name.Name], d)
+			}
+		}
+	}
+	return all
+}
+
+func declare(into map[string]bool, d ast.Decl) {
+	switch d := d.(type) {
+	case *ast.FuncDecl:
+		if d.Recv == nil {
+			into[d.Name.Name] = true
+			break
+		}
+		typ := d.Recv.List[0].Type
+		if star, ok := typ.(*ast.StarExpr); ok {
+			typ = star.X
+		}
+		if index, ok := typ.(*ast.IndexExpr); ok {
+			typ = index.X
+		}
+		into[typ.(*ast.Ident).Name+"."+d.Name.Name] = true
+	case *ast.GenDecl:
+		for _, spec := range d.Specs {
+			switch s := spec.(type) {
+			case *ast.ValueSpec:
+				for _, name := range s.Names {
+					into[name.Name] = true
+				}
+			case *ast.TypeSpec:
+				into[s.Name.Name] = true
+				var fields *ast.FieldList
+				switch t := s.Type.(type) {
+				case *ast.StructType:
+					fields = t.Fields
+				case *ast.InterfaceType:
+					fields = t.Methods
+				default:
+					continue
+				}
+				for _, field := range fields.List {
+					for _, name := range field.Names {
+						into[s.Name.Name+"."+name.Name] = true
+					}
+				}
+			}
+		}
+	}
+}
+
+// have reports whether a name as pages write it is declared: with its package, but
+// for the root's, and with its type, or a member of any type without.
+func (all names) have(name string) bool {
+	pkg, rest, _ := strings.Cut(name, ".")
+	if declared, ok := all[pkg]; ok {
+		return declared[rest]
+	}
+	if all["notification"][name] {
+		return true
+	}
+	return !strings.Contains(name, ".") && slices.ContainsFunc(slices.Collect(maps.Values(all)), func(declared map[string]bool) bool {
+		return slices.ContainsFunc(slices.Collect(maps.Keys(declared)), func(d string) bool { return strings.HasSuffix(d, "."+name) })
+	})
+}
+
+var (
+	codeSpan = regexp.MustCompile("`([^`]+)`")
+	// A name that Go exports, with whatever call or literal is behind it.
+	exported = regexp.MustCompile(`^((?:[a-z]+\.)?[A-Z]\w*(?:\.[A-Z]\w*)*)(?:[({].*)?$`)
+	fenced   = regexp.MustCompile("(?ms)^```.*?^```$")
+)
+
+// TestDocNames: what a page writes as a name of Go is one.
+func TestDocNames(t *testing.T) {
+	all := declared(t, "..", "../web", "../wsgateway", "../ssegateway", "../notificationtest", "../natslog", "integrations/questions")
+	for page, least := range map[string]int{"questions": 60, "from-qaexchange-rs": 150} {
+		text := fenced.ReplaceAllString(readFile(t, "../docs/"+page+".md"), "")
+		n, rust := 0, -1 // in which column the other program's names are; -1: in no table
+		for line := range strings.Lines(text) {
+			if page == "from-qaexchange-rs" {
+				line, rust = withoutRust(line, rust)
+			}
+			for _, span := range codeSpan.FindAllStringSubmatch(line, -1) {
+				name := exported.FindStringSubmatch(span[1])
+				if name == nil {
+					continue
+				}
+				n++
+				if !all.have(name[1]) {
+					t.Errorf("%s: there is no %s", page, span[1])
+				}
+			}
+		}
+		if n < least {
+			t.Errorf("%s: only %d names were found", page, n)
+		}
+	}
+	for name, want := range map[string]bool{
+		"Broker.Publish": true, "Publish": true, "BrokerLane.Queued": true, "Sink.Close": true, "ErrGap": true, "TypeMarketHalt": true,
+		"web.Tickets.Issue": true, "wsgateway.Config.PingInterval": true, "P0": true, "Barred.Kick": false, "questions.Barred.Kick": true,
+		"Broker.Queued": false, "Publishing": false, "web.Broker": false, "Tickets.Issue": false, "nowhere.Broker": false,
+	} {
+		if all.have(name) != want {
+			t.Errorf("%s: %t", name, !want)
+		}
+	}
+}
+
+// withoutRust cuts what is of Rust out of a line of a table, up to its column,
+// which the table's first line tells: the one with Rust above it, or the first.
+func withoutRust(line string, rust int) (string, int) {
+	if !strings.HasPrefix(line, "|") {
+		return line, -1
+	}
+	cells := strings.Split(strings.Trim(line, "|\n"), "|")
+	if rust < 0 {
+		rust = max(0, slices.IndexFunc(cells, func(cell string) bool { return strings.Contains(cell, "Rust") }))
+	}
+	return strings.Join(cells[min(rust+1, len(cells)):], "|"), rust
+}
+
+// TestPortIsWhole: every public function of the other program that its design
+// document or its source has is in a table of its page.
+func TestPortIsWhole(t *testing.T) {
+	page := readFile(t, "../docs/from-qaexchange-rs.md")
+	var left []string
+	for _, row := range regexp.MustCompile(`(?m)^\| (.*)$`).FindAllStringSubmatch(page, -1) {
+		cells := strings.Split(row[1], " | ")
+		left = append(left, cells[:min(2, len(cells))]...)
+	}
+	said := strings.Join(left, "\n")
+	for _, name := range strings.Fields(`
+		message_id message_type user_id priority payload timestamp source
+		Notification::new with_priority to_json to_rkyv_bytes from_rkyv_bytes from_rkyv_bytes_unchecked from_archived
+		default_priority channel() as_str payload.user_id payload.to_json
+		register_gateway unregister_gateway subscribe( unsubscribe( subscribe_global unsubscribe_global publish(
+		is_duplicate route_notification start_priority_processor get_stats clear_dedup_cache
+		register_session unregister_session subscribe_channel( subscribe_channels unsubscribe_channel unsubscribe_all
+		get_subscriptions is_subscribed start_notification_pusher push_notification push_batch start_heartbeat_checker gateway_id
+		session_id sender subscriptions connected_at last_active batch_size batch_interval_ms
+		messages_sent messages_deduplicated messages_dropped active_users active_gateways queue_sizes
+		messages_pushed messages_failed active_sessions
+		auth subscribe unsubscribe submit_order cancel_order query_order query_account query_position ping
+		auth_response order_response trade order_status account_update order_book ticker query_response error pong`) {
+		if !regexp.MustCompile(`\b` + regexp.QuoteMeta(name) + `(\b|[^\w]|$)`).MatchString(said) {
+			t.Errorf("%s is not there", name)
+		}
+	}
+}
+
+// TestDocLogs: the lines that docs/questions.md lists are those that name a person
+// at Info and above.
+func TestDocLogs(t *testing.T) {
+	line := regexp.MustCompile(`(?m)[lL]og(?:ger)?\.(?:Info|Warn|Error)\("([^"]+)".*"(?:user|session|other|remote)"`)
+	want := map[string]bool{"websockets refused with 503": true, "streams refused": true} // in an error's text
+	for _, dir := range []string{"..", "../web", "../wsgateway", "../ssegateway", "../internal/door", "../natslog", "../natslog/embedded"} {
+		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+		if err != nil || files == nil {
+			t.Fatal(dir, err)
+		}
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			for _, m := range line.FindAllStringSubmatch(readFile(t, file), -1) {
+				want[m[1]] = true
+			}
+		}
+	}
+	_, section, _ := strings.Cut(readFile(t, "../docs/questions.md"), "\n## What is logged about whom?\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	got := map[string]bool{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| (?:Info|Warn|Error) \\|").FindAllStringSubmatch(section, -1) {
+		got[row[1]] = true
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("the page has %v, the source %v", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
+	}
+}
+
+// TestDocLinks: what a page of docs links to is there, the section too.
+func TestDocLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	heading := regexp.MustCompile("(?m)^#+ (.*)$")
+	anchors := func(path string) map[string]bool {
+		all := map[string]bool{}
+		for _, h := range heading.FindAllStringSubmatch(fenced.ReplaceAllString(readFile(t, path), ""), -1) {
+			slug := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(h[1]), "")
+			all[strings.ReplaceAll(slug, " ", "-")] = true
+		}
+		return all
+	}
+	pages, err := filepath.Glob("../docs/*.md")
+	if err != nil || len(pages) < 4 {
+		t.Fatal(pages, err)
+	}
+	for _, page := range pages {
+		text := fenced.ReplaceAllString(readFile(t, page), "")
+		for _, m := range link.FindAllStringSubmatch(strings.ReplaceAll(text, "\n", " "), -1) {
+			target, section, _ := strings.Cut(m[1], "#")
+			if strings.Contains(target, "://") {
+				continue
+			}
+			path := page
+			if target != "" {
+				path = filepath.Join(filepath.Dir(page), target)
+			}
+			if _, err := os.Stat(path); err != nil {
+				t.Errorf("%s: %v", page, err)
+			} else if section != "" && !anchors(path)[section] {
+				t.Errorf("%s: %s has no section %q", page, path, section)
+			}
+		}
+	}
+}
