@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"regexp"
@@ -112,6 +113,48 @@ func TestHalt(t *testing.T) {
 	}
 	if until := Halt("cu2501", "", now, now.Add(time.Hour)).Payload.(notification.MarketHalt).ResumeAt; until != now.Add(time.Hour).UnixNano() {
 		t.Error(until)
+	}
+}
+
+// A P0 for one waits until a P0 for everybody, which was published before it, was
+// offered to all.
+func TestHaltHoldsUpP0(t *testing.T) {
+	const users = 300
+	broker, err := notification.NewBroker(notification.BrokerConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gateway, err := notification.NewGateway("gateway-1", notification.GatewayConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := broker.RegisterGateway(gateway); err != nil {
+		t.Fatal(err)
+	}
+	for i := range users {
+		notificationtest.Connect(t, gateway, fmt.Sprint("user-", i))
+	}
+	offered := make(chan uint64, 1)
+	_, err = gateway.RegisterSession(notification.SessionConfig{
+		ID: "alice's", UserID: "alice", Channels: []notification.Channel{notification.ChannelRisk},
+		Sink: notification.SinkFunc(func(context.Context, []*notification.Message) error {
+			offered <- gateway.Stats().Lanes[notification.P0].Enqueued
+			return nil
+		}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []*notification.Notification{
+		Halt("cu2501", "", time.Now(), time.Time{}), notification.New("alice", notification.MarginCall{}, "RiskControl"),
+	} {
+		if err := broker.Publish(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	notificationtest.Start(t, broker, gateway)
+	if got := <-offered; got <= users {
+		t.Errorf("the margin call came when %d had been offered something", got)
 	}
 }
 
