@@ -140,10 +140,10 @@ func TestKick(t *testing.T) {
 		barred.Kick("alice")
 		joining.Wait()
 		for _, s := range sessions {
+			if s.Err() == nil {
+				t.Fatal(s.ID(), " stayed")
+			}
 			<-s.Done()
-		}
-		for s := range p.Gateway.UserSessions("alice") {
-			t.Error(s.ID(), "stayed")
 		}
 		barred.mu.Lock()
 		defer barred.mu.Unlock()
