@@ -18,6 +18,8 @@ type pusher struct {
 	// owned by the goroutine
 	buf       []*Message // grows up to BatchSize
 	id        uint64     // of the goroutine, for Session.Cursor; zero without a history
+	clock     int64      // now, if no time has passed since it was read
+	fresh     bool       // that is so
 	servedAt  int64      // when the last turn began
 	yieldedAt int64      // when it last gave up its CPU
 	rested    bool       // it has, since servedAt
@@ -84,7 +86,11 @@ func (p *pusher) yield() {
 
 // serve does what is next for s: a Push, mostly.
 func (p *pusher) serve(s *Session) {
-	at := now()
+	if p.rested || !p.fresh {
+		p.clock = now()
+	}
+	at := p.clock
+	p.fresh = false
 	if p.servedAt = at; p.rested {
 		p.rested, p.yieldedAt = false, at
 	}
@@ -197,8 +203,9 @@ func (p *pusher) count(s *Session, d delivery, err error) {
 		}
 	}
 	p.shard.batches.Add(1)
+	p.clock, p.fresh = now(), true
 	if !s.touched.Load() {
-		s.heard.Store(now())
+		s.heard.Store(p.clock)
 	}
 }
 

@@ -36,6 +36,7 @@ var (
 	markdownFile = flag.String("markdown", "", "write the results to this file; in one with <!-- results --> they replace what stands up to <!-- /results -->")
 	verbose      = flag.Bool("v", false, "print each measurement to standard error")
 	child        = flag.String("job", "", "for the program itself: measure this one, as JSON, and print the outcome")
+	traceDir     = flag.String("traces", "", "write an execution trace of each measurement to this directory, some 100 MB a second flat out: with -scale 0.1, say")
 	profileDir   = flag.String("profiles", "", "write cpu, heap, mutex and block profiles of each measurement to this directory; what they measure is then distorted")
 )
 
@@ -92,7 +93,7 @@ func spawn(ctx context.Context, program string, j job) (o outcome, err error) {
 	if err != nil {
 		return o, err
 	}
-	cmd := exec.CommandContext(ctx, program, "-job", string(text), "-profiles", *profileDir)
+	cmd := exec.CommandContext(ctx, program, "-job", string(text), "-profiles", *profileDir, "-traces", *traceDir)
 	cmd.Env = os.Environ()
 	if j.Procs > 0 {
 		cmd.Env = append(cmd.Env, fmt.Sprintf("GOMAXPROCS=%d", j.Procs))
