@@ -12,7 +12,7 @@ import (
 // BrokerConfig configures a Broker. The zero value is ready to use.
 type BrokerConfig struct {
 	// DedupSize is how many accepted IDs are remembered, default 10,000, at most
-	// 2^27 (2^24 with 32 bits). Their memory, some 90 bytes each, is taken by
+	// 2^27 (2^24-1 with 32 bits). Their memory, some 90 bytes each, is taken by
 	// NewBroker; that of IDs over 51 bytes comes on top.
 	DedupSize int
 	// QueueCapacity is how many messages each lane holds, exactly; default
@@ -181,9 +181,6 @@ func (b *Broker) RegisterGateway(g *Gateway) error {
 	}
 	r := newReceiver(g.id, g.Inbox())
 	r.gap, r.gateway = g.Gap, g
-	for p := range r.sent { // as who sent before may have, even this moment
-		r.sent[p] = g.reader.turn.sent()
-	}
 	return g.attach(b.routes, r)
 }
 

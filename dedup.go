@@ -12,9 +12,9 @@ import (
 // It is a ring in the order of acceptance with an open-addressed index over it
 // (linear probing; Knuth's algorithm R closes the hole that a deletion leaves,
 // so that there are no tombstones to clean up). A window that never promotes
-// needs no LRU list: this one allocates nothing after newDedup, but for long IDs,
-// and never rehashes, so no Publish pays for another's growth. It has copies of the
-// IDs, because a string would keep alive what it is a part of, and without pointers
+// needs no LRU list: this one allocates nothing after newDedup and never rehashes,
+// so no Publish pays for another's growth. (IDs of over 51 bytes do: they are in a
+// map.) It has copies of the IDs, because a string would keep alive what it is a part of, and without pointers
 // the garbage collector has nothing to do with it. Its cost is 64 bytes per ID of the
 // window, a cache line, and 16 to 32 for the index.
 type dedup struct {

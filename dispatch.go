@@ -288,12 +288,8 @@ func (d *dispatcher) try(h *head, r *receiver) outcome {
 	if r.global && d.yields(h, r) {
 		return noRoom // and whether the budget is spent shows when the other is tried
 	}
-	if d.takes(h, r) {
-		return handed
-	}
 	select {
 	case ch <- h.m:
-		d.sent(h, r)
 		if half && (!h.waiting || r.global) { // a global's head may have waited for another lane, and not for room
 			r.budget[c].refill()
 		}
@@ -317,22 +313,6 @@ func (d *dispatcher) try(h *head, r *receiver) outcome {
 		d.callGap(r)
 	}
 	return dropped
-}
-
-// takes does the reader's part of a hand-over as well if r is a Gateway whose reader
-// sleeps, the lane's messages do not wait for company there, and none is behind this
-// one: behind a burst two goroutines get more done than one. It reports whether it did.
-func (d *dispatcher) takes(h *head, r *receiver) bool {
-	p := h.m.priority
-	return r.gateway != nil && !h.waiting && r.gateway.cfg.MaxDelay[p] == 0 &&
-		d.admission.lanes[p].len() == 0 && r.gateway.reader.tryTake(h.m, r.sent[p])
-}
-
-// sent says that the head was sent to r.
-func (d *dispatcher) sent(h *head, r *receiver) {
-	if r.gateway != nil {
-		r.sent[h.m.priority] = r.gateway.reader.turn.sent()
-	}
 }
 
 // yields reports whether another lane goes first to the one channel of a global
@@ -434,7 +414,6 @@ func (d *dispatcher) parkAtHeads() {
 	if sent >= 0 {
 		h := &d.heads[sent]
 		r := h.targets[0]
-		d.sent(h, r)
 		d.handed(h, r)
 		d.done(h, r)
 		h.targets = h.targets[1:]

@@ -156,8 +156,6 @@ const (
 	parking point = iota // the dispatcher has said that it sleeps, and will look once more
 	joining              // PublishWait has found its lane full, and will wait
 	closing              // Shutdown has refused what comes, and will drain
-	dozing               // the reader has nothing to do, and will sleep
-	waking               // it has slept, and will have its turn again
 )
 
 func pauseAt(p point) {

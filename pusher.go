@@ -18,8 +18,6 @@ type pusher struct {
 	// owned by the goroutine
 	buf       []*Message // grows up to BatchSize
 	id        uint64     // of the goroutine, for Session.Cursor; zero without a history
-	clock     int64      // now, if no time has passed since it was read
-	fresh     bool       // that is so
 	servedAt  int64      // when the last turn began
 	yieldedAt int64      // when it last gave up its CPU
 	rested    bool       // it has, since servedAt
@@ -86,11 +84,7 @@ func (p *pusher) yield() {
 
 // serve does what is next for s: a Push, mostly.
 func (p *pusher) serve(s *Session) {
-	if p.rested || !p.fresh {
-		p.clock = now()
-	}
-	at := p.clock
-	p.fresh = false
+	at := now()
 	if p.servedAt = at; p.rested {
 		p.rested, p.yieldedAt = false, at
 	}
@@ -203,9 +197,8 @@ func (p *pusher) count(s *Session, d delivery, err error) {
 		}
 	}
 	p.shard.batches.Add(1)
-	p.clock, p.fresh = now(), true
 	if !s.touched.Load() {
-		s.heard.Store(p.clock)
+		s.heard.Store(now())
 	}
 }
 

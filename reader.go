@@ -44,9 +44,7 @@ type reader struct {
 	received, noSession, invalid, filtered, enqueued [NumPriorities]tally
 	discarded                                        [NumPriorities]atomic.Uint64
 
-	turn turn // the reader's while it does not sleep
-
-	// owned by whoever has the turn
+	// owned by the reader
 	lanes    [NumPriorities]readLane
 	clock    int64 // now, a little old
 	clockAge int   // messages since clock was read
@@ -86,7 +84,6 @@ type readLane struct {
 
 func newReader(g *Gateway) *reader {
 	r := &reader{g: g}
-	r.turn.mu.Lock()
 	for p := range r.lanes {
 		r.lanes[p].delays.lane = Priority(p)
 		if g.cfg.Log != nil {
@@ -258,17 +255,10 @@ func (r *reader) acceptForUser(p Priority, m *Message) {
 		}
 		return
 	}
-	r.acceptFor(p, u, m)
-}
-
-// acceptFor is acceptForUser for one who is known.
-func (r *reader) acceptFor(p Priority, u *user, m *Message) {
-	l := &r.lanes[p]
 	l.came(u, r.clock)
 	if u.history != nil && r.keep(p, u.history, m) && !r.g.roster.evictOffline() {
 		u.history.evictOldest(p)
 	}
-	var ok bool
 	if l.rest, ok = u.few(l.buf[:]); !ok {
 		r.g.roster.beginOfUser(&l.walk, u)
 		l.walking = true
@@ -498,11 +488,23 @@ func (r *reader) sleep() {
 		}
 	}
 	r.setTimer(next)
-	m, p, ok := r.await(&in)
-	r.clock, r.clockAge = now(), 0
-	if ok {
-		r.accept(p, m)
+	p := P0
+	var m *Message
+	select {
+	case m = <-in[P0]:
+	case m = <-in[P1]:
+		p = P1
+	case m = <-in[P2]:
+		p = P2
+	case m = <-in[P3]:
+		p = P3
+	case <-r.g.wake:
+		return
+	case <-r.timer.C:
+		return
 	}
+	r.clock, r.clockAge = now(), 0
+	r.accept(p, m)
 }
 
 func (r *reader) setTimer(at int64) {

@@ -56,7 +56,6 @@ type receiver struct {
 
 	// owned by the dispatcher
 	handing int                   // hand-overs in progress: one per lane at most
-	sent    [NumPriorities]uint64 // of a gateway: what turn.sent was after the last send
 	budget  [NumPriorities]budget // a global subscriber has one channel, and uses the first
 
 	// atomic

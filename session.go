@@ -255,13 +255,6 @@ func (s *Session) offer(m *Message, seq uint64, clock int64) offer {
 	return result
 }
 
-// hasSpace reports whether one more message fits whatever its sink does.
-func (s *Session) hasSpace() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.out.total < s.g.cfg.OutboxMessages
-}
-
 // isSlow reports whether its sink is at fault: more than OutboxMessages wait
 // behind a Push that has lasted SlowAfter. SlowDropOldest ends nobody. mu is
 // held.

@@ -8,11 +8,12 @@ import (
 // A user is somebody with sessions at a Gateway, or with a history.
 type user struct {
 	id      string
-	history *history                // nil without a history
-	only    atomic.Pointer[Session] // the one session, if there is one: nearly every user has
+	history *history // nil without a history
 
 	mu       sync.Mutex
 	sessions sessionList // changed under roster.mu and mu, read under either
+
+	only atomic.Pointer[Session] // the one session, if there is one: nearly every user has
 
 	// guarded by roster.mu: its place in roster.offline, and since when
 	next, prev *user

@@ -475,11 +475,14 @@ func TestDropped(t *testing.T) {
 				Config{WriteTimeout: patience}, nil)
 			nc := s.rawOpen("user=alice" + query)
 			session := s.session("alice")
-			sent := 64 // more than the kernel holds, and not more than it can bring before long
-			for range sent {
-				s.publish("alice", notification.OrderRejected{Reason: strings.Repeat("x", 128<<10)})
-			}
-			eventually(t, "drops", func() bool { return session.Dropped() >= 10 })
+			sent := 0
+			eventually(t, "drops", func() bool { // none as long as Push has yet to begin, or the kernel to be full
+				for range 8 {
+					s.publish("alice", notification.OrderRejected{Reason: strings.Repeat("x", 128<<10)})
+					sent++
+				}
+				return session.Dropped() >= 10
+			})
 			last := s.publish("alice", notification.OrderRejected{Reason: "last"})
 			sent++
 			c := s.readRaw(nc)

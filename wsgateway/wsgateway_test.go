@@ -643,11 +643,14 @@ func TestDropped(t *testing.T) {
 		r := bufio.NewReader(nc)
 		require.NoError(t, handshake(nc, r, "alice", batchProtocol))
 		session := s.session("alice")
-		sent := 64 // of half a megabyte each: more than the kernel holds
-		for range sent {
-			s.publish("alice", notification.OrderRejected{Reason: strings.Repeat("x", 512<<10)})
-		}
-		eventually(t, "drops", func() bool { return session.Dropped() >= 10 })
+		sent := 0
+		eventually(t, "drops", func() bool { // none as long as Push has yet to begin, or the kernel to be full
+			for range 8 {
+				s.publish("alice", notification.OrderRejected{Reason: strings.Repeat("x", 512<<10)})
+				sent++
+			}
+			return session.Dropped() >= 10
+		})
 		last := s.publish("alice", notification.OrderRejected{Reason: "last"})
 		sent++
 		delivered, dropped := 0, 0

@@ -79,7 +79,7 @@ func (m *member) take(_ context.Context, batch notificationclient.Batch) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, n := range batch.Notifications {
-		m.ids = append(m.ids, n.ID)
+		m.ids = append(m.ids, strings.Clone(n.ID))
 		publisher, place, _ := strings.Cut(n.ID, "-")
 		stream := publisher + " " + n.Priority.String()
 		at, _ := strconv.Atoi(place)

@@ -17,7 +17,8 @@ type publisher interface {
 // A burst is a driver's publisher. What one event causes goes to the bus in one
 // call: a few notifications mostly, hundreds when a market maker replaces its
 // quotes. One goroutine owns it, and an exchange has one driver: a burst holds
-// several streams at once, which two could not.
+// several streams at once, which two could not. Whoever sends something else in one of
+// them waits until all of the burst is accepted.
 type burst struct {
 	x       *exchange
 	list    []*notification.Notification
