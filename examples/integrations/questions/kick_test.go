@@ -161,7 +161,7 @@ func TestNoProof(t *testing.T) {
 		t.Fatal(err)
 	}
 	taken := func() uint64 { return d.Gateway.Stats().Lanes[notification.P0].Taken }
-	for late := time.Now().Add(30 * time.Second); taken() == 0; <-time.After(time.Millisecond) {
+	for late := time.Now().Add(patience); taken() == 0; <-time.After(time.Millisecond) {
 		if time.Now().After(late) {
 			t.Fatal("Push did not return, though the kernel had room")
 		}

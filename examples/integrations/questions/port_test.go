@@ -92,6 +92,7 @@ func TestPort(t *testing.T) {
 		if err := p.Broker.Publish(notification.New("alice", notification.RiskAlert{}, "")); err != nil {
 			t.Fatal(err)
 		}
+		alice.Wait(t, 1) // from here on there are moments in which it would not arrive
 		if len(s.Subscriptions()) != 5 || !s.IsSubscribed(notification.ChannelRisk) {
 			t.Error(s.Subscriptions())
 		}

@@ -17,6 +17,9 @@ import (
 	"github.com/qaexchange/notification/notificationtest"
 )
 
+// patience bounds what never comes; no test asserts that something was quick.
+const patience = 5 * time.Minute
+
 // types returns what arrived, in its order.
 func types(ms []*notification.Message) (all []string) {
 	for _, m := range ms {
@@ -153,7 +156,7 @@ func TestHaltHoldsUpP0(t *testing.T) {
 		}
 	}
 	notificationtest.Start(t, broker, gateway)
-	if got := <-offered; got <= users {
+	if got := <-offered; got < users { // her own may not be counted yet
 		t.Errorf("the margin call came when %d had been offered something", got)
 	}
 }
@@ -262,7 +265,8 @@ func TestDesk(t *testing.T) {
 		publish("bob", string(rune('1'+i)))
 	}
 	dropped := func() uint64 { return broker.Stats().Receivers[0].Dropped }
-	for late := time.Now().Add(30 * time.Second); dropped() == 0; <-time.After(time.Millisecond) {
+	// All seven: what was still on its way would be for the next desk.
+	for late := time.Now().Add(patience); dropped() < 7; <-time.After(time.Millisecond) {
 		if time.Now().After(late) {
 			t.Fatal("the desk is waited for")
 		}
