@@ -28,7 +28,7 @@ func open(t *testing.T) *door {
 	t.Helper()
 	d := &door{Pipeline: notificationtest.NewPipeline(t, notificationtest.Config{})}
 	var err error
-	if d.tickets, err = web.NewTickets(web.TicketConfig{}); err != nil {
+	if d.tickets, err = web.NewTickets(web.TicketConfig{TTL: patience}); err != nil {
 		t.Fatal(err)
 	}
 	handler, err := wsgateway.New(&Bar{Sessions: d.Gateway, Barred: &d.barred}, wsgateway.Config{Authenticate: Authenticate(d.tickets, &d.barred)})
