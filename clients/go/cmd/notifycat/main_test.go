@@ -45,6 +45,7 @@ type server struct {
 	t       *testing.T
 	url     string
 	broker  *notification.Broker
+	gateway *notification.Gateway
 	handler *wsgateway.Handler
 
 	mu    sync.Mutex
@@ -95,10 +96,10 @@ func serve(t *testing.T) *server {
 	var err error
 	s.broker, err = notification.NewBroker(notification.BrokerConfig{})
 	require.NoError(t, err)
-	gateway, err := notification.NewGateway("gateway-1", notification.GatewayConfig{HistoryMessages: 1024})
+	s.gateway, err = notification.NewGateway("gateway-1", notification.GatewayConfig{HistoryMessages: 1024})
 	require.NoError(t, err)
-	require.NoError(t, s.broker.RegisterGateway(gateway))
-	s.handler, err = wsgateway.New(gateway, wsgateway.Config{Authenticate: func(r *http.Request) (wsgateway.Identity, error) {
+	require.NoError(t, s.broker.RegisterGateway(s.gateway))
+	s.handler, err = wsgateway.New(s.gateway, wsgateway.Config{Authenticate: func(r *http.Request) (wsgateway.Identity, error) {
 		if r.Header.Get("Authorization") == "Bearer alice" || r.Header.Get("Cookie") == "session=alice" {
 			return wsgateway.Identity{UserID: "alice"}, nil
 		}
@@ -111,13 +112,13 @@ func serve(t *testing.T) *server {
 	web := &http.Server{Handler: s.handler}
 	var running sync.WaitGroup
 	running.Go(func() { _ = s.broker.Run(context.Background()) })
-	running.Go(func() { _ = gateway.Run(context.Background()) })
+	running.Go(func() { _ = s.gateway.Run(context.Background()) })
 	running.Go(func() { _ = web.Serve(listener{ln, s}) })
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		_ = web.Close()
-		_ = errors.Join(s.broker.Shutdown(ctx), s.handler.Shutdown(ctx), gateway.Shutdown(ctx))
+		_ = errors.Join(s.broker.Shutdown(ctx), s.handler.Shutdown(ctx), s.gateway.Shutdown(ctx))
 		running.Wait()
 	})
 	return s
@@ -342,6 +343,11 @@ func TestWatch(t *testing.T) {
 
 		for i := 2; i <= 6; i++ {
 			s.publish(fmt.Sprint("n", i), notification.OrderFilled{})
+		}
+		// Who comes before the last is there gets a part of them, and the rest later.
+		received := func() uint64 { return s.gateway.Stats().Lanes[notification.P1].Received }
+		for late := time.Now().Add(patience); received() < 6; <-time.After(time.Millisecond) {
+			require.True(t, time.Now().Before(late), "%d of 6 have arrived", received())
 		}
 		p = start(t, nil, nil, "-json", "-n=2", "-cursor-file", file, s.url)
 		_, out, _ := p.end()
