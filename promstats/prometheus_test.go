@@ -83,8 +83,8 @@ type bridge struct {
 func newBridge() *bridge {
 	b := &bridge{hung: make(chan struct{}, 1)}
 	for p := range b.inbox {
-		// Over a second of the load, which a busy machine may well take away.
-		b.inbox[p] = make(chan *notification.Message, 128)
+		// Five seconds of the load, which a busy machine may well take away.
+		b.inbox[p] = make(chan *notification.Message, 512)
 	}
 	return b
 }
