@@ -199,7 +199,7 @@ func TestBrokerEndsUnderLoad(t *testing.T) {
 		t.Run("when "+way.name+", what was accepted is delivered or counted", func(t *testing.T) {
 			withProcs(t, func(t *testing.T) {
 				for range sized(15, 5) {
-					b := newBroker(t, BrokerConfig{QueueCapacity: lanes(32), DedupSize: 100_000})
+					b := newBroker(t, BrokerConfig{QueueCapacity: lanes(32), DedupSize: 100_000, StallTimeout: time.Hour}) // a consumer without a CPU is not stuck
 					delivered := make(map[string]bool)
 					stopConsumer := route(t, b, newStation("r", 2), "u").consume(func(m *Message) {
 						if delivered[m.n.ID] {

@@ -498,7 +498,7 @@ func TestPublishAsTheDispatcherParks(t *testing.T) {
 	withProcs(t, func(t *testing.T) {
 		rounds := sized(1_000_000, 60_000) / 3
 		t.Run("a message as it parks is delivered at once", func(t *testing.T) {
-			b := newBroker(t, BrokerConfig{})
+			b := newBroker(t, BrokerConfig{StallTimeout: time.Hour})
 			all := listen(t, b, "all", 0, Wait)
 			runBroker(t, b)
 			r, never := rand.New(rand.NewPCG(seed(t), 0)), time.NewTimer(0)
@@ -737,7 +737,7 @@ func TestOrder(t *testing.T) {
 
 	t.Run("under a P1 flood P0, P2 and P3 reach the sink and the Gateway is not stuck", func(t *testing.T) {
 		noLeaks(t)
-		b, g := newBroker(t, BrokerConfig{}), newGateway(t, "g", GatewayConfig{Pushers: 2})
+		b, g := newBroker(t, BrokerConfig{}), newGateway(t, "g", GatewayConfig{Pushers: 2, SlowAfter: patient})
 		require.NoError(t, b.RegisterGateway(g))
 		runBroker(t, b)
 		runGateway(t, g)

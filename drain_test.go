@@ -344,8 +344,6 @@ func TestEverythingIsCounted(t *testing.T) {
 			return errors.Join(x.b.Unregister("g"), x.b.Shutdown(context.Background()), x.g.Shutdown(context.Background()))
 		}},
 	}
-	// Fewer messages than may wait for a session, so that none is slow even where
-	// a pusher gets no CPU for long.
 	const users, publishers, most = 6, 8, 3000
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
@@ -353,7 +351,7 @@ func TestEverythingIsCounted(t *testing.T) {
 				from := seed(t)
 				for round := range sized(5, 1) {
 					b := newBroker(t, BrokerConfig{QueueCapacity: lanes(64)})
-					g := newGateway(t, "g", GatewayConfig{BatchSize: 4, InboxCapacity: 8})
+					g := newGateway(t, "g", GatewayConfig{BatchSize: 4, InboxCapacity: 8, SlowAfter: patient})
 					require.NoError(t, b.RegisterGateway(g))
 					var sinks []*ledger
 					for _, u := range series("u", users) {

@@ -174,7 +174,7 @@ func TestBroadcastInRealTime(t *testing.T) {
 	t.Run("in real time, a notice to sinks that use a CPU ends nobody and loses nothing", func(t *testing.T) {
 		noLeaks(t)
 		// A Gateway that runs has no budget to spend, however small that is.
-		b, g := pair(t, BrokerConfig{StallTimeout: 20 * ms}, GatewayConfig{InboxCapacity: 64})
+		b, g := pair(t, BrokerConfig{StallTimeout: 20 * ms}, GatewayConfig{InboxCapacity: 64, SlowAfter: patient})
 		n := sized(20_000, 5_000)
 		var got atomic.Int64
 		for i := range n {
@@ -287,7 +287,7 @@ func TestQuickSinks(t *testing.T) {
 	for _, n := range []int{20_000, 40_000} {
 		t.Run(fmt.Sprintf("%d messages at once for one user are all delivered", n), func(t *testing.T) {
 			withProcs(t, func(t *testing.T) {
-				b, g := pair(t, BrokerConfig{}, GatewayConfig{})
+				b, g := pair(t, BrokerConfig{}, GatewayConfig{SlowAfter: patient})
 				s, sink := join(t, g, "s", "u", encoding)
 				want := series("m", n)
 				publishTo(t, b, "u", P1, want...)
@@ -299,7 +299,7 @@ func TestQuickSinks(t *testing.T) {
 	}
 	t.Run("one user with all of the flow is slowed down and not ended", func(t *testing.T) {
 		withProcs(t, func(t *testing.T) {
-			b, g := pair(t, BrokerConfig{QueueCapacity: lanes(1_000)}, GatewayConfig{})
+			b, g := pair(t, BrokerConfig{QueueCapacity: lanes(1_000)}, GatewayConfig{SlowAfter: patient})
 			s, sink := join(t, g, "s", "u", encoding)
 			want := series("m", sized(200_000, 20_000))
 			for _, id := range want {
@@ -316,7 +316,7 @@ func TestQuickSinks(t *testing.T) {
 	})
 	t.Run("eight times OutboxMessages of P0 at once are all delivered", func(t *testing.T) {
 		withProcs(t, func(t *testing.T) {
-			b, g := pair(t, BrokerConfig{}, GatewayConfig{})
+			b, g := pair(t, BrokerConfig{}, GatewayConfig{SlowAfter: patient})
 			s, sink := join(t, g, "s", "u", encoding)
 			want := series("m", 8*1024)
 			publishTo(t, b, "u", P0, want...)

@@ -386,7 +386,7 @@ func TestLastPushOfADrain(t *testing.T) {
 func TestSlowSessions(t *testing.T) {
 	t.Run("5,000 messages at once in P2 or P3 for a session whose sink is idle and quick are all delivered", func(t *testing.T) {
 		withProcs(t, func(t *testing.T) {
-			b, g := pair(t, BrokerConfig{}, GatewayConfig{})
+			b, g := pair(t, BrokerConfig{}, GatewayConfig{SlowAfter: patient})
 			s, sink := join(t, g, "s", "u")
 			for _, p := range []Priority{P2, P3} {
 				for i := range sized(10, 2) {

@@ -192,6 +192,11 @@ func newGateway(t testing.TB, id string, cfg GatewayConfig) *Gateway {
 	return g
 }
 
+// patient is a SlowAfter for real time and sinks that are quick: on a busy machine
+// one of them may be without a CPU for as long as the default, with the outbox full
+// behind it.
+const patient = time.Minute
+
 // lanes is a QueueCapacity, or the like, that is the same for every lane.
 func lanes[T any](v T) [NumPriorities]T { return [NumPriorities]T{v, v, v, v} }
 
