@@ -553,7 +553,7 @@ func TestUrgentBehindAThousandBlocked(t *testing.T) {
 			if i%2 == 1 {
 				began := time.Now()
 				publishTo(t, b, "u", P0, "urgent"+id)
-				require.Less(t, (<-came).Sub(began), time.Second)
+				require.Less(t, (<-came).Sub(began), 10*time.Second, "some 50 ms, but each step waits for a CPU, and so may this process")
 			}
 		}
 	})

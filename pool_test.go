@@ -252,6 +252,18 @@ func TestPoolGrowth(t *testing.T) {
 		require.Zero(t, q.ask(100*ms+16*20*ms-1, 100).pushers)
 		require.Equal(t, 8, q.ask(100*ms+16*20*ms+2*ms, 100).pushers)
 	})
+	t.Run("while CPUs are missing a P0 gets one more pusher once nobody has come back for 10 ms, however many are blocked", func(t *testing.T) {
+		ms := int64(time.Millisecond)
+		for lane, want := range map[Priority]int{P0: 1, P1: 0} {
+			q, running := clocked(t, 4, 100, lane)
+			q.keep = 1 // the pool doubles after 40 ms
+			q.starvedAt.Store(0)
+			require.NotNil(t, q.next(running[0]), "one has come back")
+			require.Zero(t, q.ask(1*ms, 100).pushers, "it is seen to have")
+			require.Zero(t, q.ask(11*ms-1, 100).pushers)
+			require.Equal(t, want, q.ask(12*ms, 100).pushers, "%s", lane)
+		}
+	})
 	t.Run("a second after the last pusher that waited for a CPU none is missing", func(t *testing.T) {
 		q, _ := clocked(t, 4, 100, P1)
 		q.keep = 1
