@@ -125,7 +125,7 @@ func TestTurns(t *testing.T) {
 		held.open()
 		// With one thread for all, each turn of ours is one that somebody gave up.
 		var row, last int64
-		for give := time.Now().Add(time.Minute); last < pushes && time.Now().Before(give); runtime.Gosched() {
+		for give := time.Now().Add(5 * time.Minute); last < pushes && time.Now().Before(give); runtime.Gosched() {
 			n := done.Load()
 			row, last = max(row, n-last), n
 		}

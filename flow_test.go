@@ -190,7 +190,7 @@ func TestBroadcastInRealTime(t *testing.T) {
 		var sent []string
 		tick := time.NewTicker(ms)
 		defer tick.Stop()
-		for give := time.Now().Add(time.Minute); got.Load() < int64(n) && time.Now().Before(give) && g.Stats().Ended == (SessionEnds{}); <-tick.C {
+		for give := time.Now().Add(5 * time.Minute); got.Load() < int64(n) && time.Now().Before(give) && g.Stats().Ended == (SessionEnds{}); <-tick.C {
 			for range 6 { // 6,000 a second, or fewer
 				sent = append(sent, strconv.Itoa(len(sent)))
 				require.NoError(t, b.PublishWait(t.Context(), note(sent[len(sent)-1], "trader", P1)))
