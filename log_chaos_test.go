@@ -6,11 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"runtime"
 	"slices"
 	"sort"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -201,7 +199,7 @@ func (c *logChaos) disturb(rng *rand.Rand, counts map[string]int) {
 	e := c.edges[i]
 	c.mu.Unlock()
 	what := ""
-	switch n := chaosPick(rng); {
+	switch n := rng.IntN(100); {
 	case n < 30:
 		what = "edges stopped"
 		c.stop(i)
@@ -649,22 +647,6 @@ func TestLogChaos(t *testing.T) {
 		e.conserved(t)
 		for p, l := range e.g.Stats().Lanes {
 			require.Zero(t, l.Invalid, "P%d", p)
-		}
-	}
-}
-
-func chaosPick(rng *rand.Rand) int {
-	for {
-		n := rng.IntN(100)
-		k := 0
-		for i, lim := range []int{30, 60, 75, 90, 95, 100} {
-			if n < lim {
-				k = i
-				break
-			}
-		}
-		if !strings.ContainsRune(os.Getenv("SKIP"), rune('0'+k)) {
-			return n
 		}
 	}
 }
