@@ -251,10 +251,10 @@ func TestAHoleIsNeverSilent(t *testing.T) {
 		c := &rawClient{t, nc, bufio.NewReader(nc)}
 		require.NoError(t, handshake(nc, c.r, "alice", ""))
 		session := s.session("alice")
-		sent := 0
+		sent, reason := 0, strings.Repeat("x", 512<<10)
 		eventually(t, "drops", func() bool { // none as long as Push has yet to begin, or the kernel to be full
 			for range 8 {
-				s.publish("alice", notification.OrderRejected{Reason: strings.Repeat("x", 512<<10)})
+				s.publish("alice", notification.OrderRejected{Reason: reason})
 				sent++
 			}
 			return session.Dropped() > 0

@@ -643,10 +643,10 @@ func TestDropped(t *testing.T) {
 		r := bufio.NewReader(nc)
 		require.NoError(t, handshake(nc, r, "alice", batchProtocol))
 		session := s.session("alice")
-		sent := 0
+		sent, reason := 0, strings.Repeat("x", 512<<10)
 		eventually(t, "drops", func() bool { // none as long as Push has yet to begin, or the kernel to be full
 			for range 8 {
-				s.publish("alice", notification.OrderRejected{Reason: strings.Repeat("x", 512<<10)})
+				s.publish("alice", notification.OrderRejected{Reason: reason})
 				sent++
 			}
 			return session.Dropped() >= 10
