@@ -22,14 +22,7 @@ func declared(t *testing.T, dirs ...string) names {
 	t.Helper()
 	all := names{}
 	for _, dir := range dirs {
-		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
-		if err != nil || files == nil {
-			t.Fatal(dir, err)
-		}
-		for _, file := range files {
-			if strings.HasSuffix(file, "_test.go") {
-				continue
-			}
+		for _, file := range sources(t, dir) {
 			f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
 			if err != nil {
 				t.Fatal(err)
@@ -43,6 +36,16 @@ func declared(t *testing.T, dirs ...string) names {
 		}
 	}
 	return all
+}
+
+// sources returns the Go files of a folder, without tests.
+func sources(t *testing.T, dir string) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil || files == nil {
+		t.Fatal(dir, err)
+	}
+	return slices.DeleteFunc(files, func(file string) bool { return strings.HasSuffix(file, "_test.go") })
 }
 
 func declare(into map[string]bool, d ast.Decl) {
@@ -194,14 +197,7 @@ func TestDocLogs(t *testing.T) {
 	line := regexp.MustCompile(`(?m)[lL]og(?:ger)?\.(?:Info|Warn|Error)\("([^"]+)".*"(?:user|session|other|remote)"`)
 	want := map[string]bool{"websockets refused with 503": true, "streams refused": true} // in an error's text
 	for _, dir := range []string{"..", "../web", "../wsgateway", "../ssegateway", "../internal/door", "../natslog", "../natslog/embedded"} {
-		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
-		if err != nil || files == nil {
-			t.Fatal(dir, err)
-		}
-		for _, file := range files {
-			if strings.HasSuffix(file, "_test.go") {
-				continue
-			}
+		for _, file := range sources(t, dir) {
 			for _, m := range line.FindAllStringSubmatch(readFile(t, file), -1) {
 				want[m[1]] = true
 			}

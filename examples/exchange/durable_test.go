@@ -155,7 +155,7 @@ func killed(t *testing.T) {
 // await waits until something holds.
 func await(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for give := time.Now().Add(patience); !holds(); time.Sleep(10 * time.Millisecond) {
+	for give := time.Now().Add(patience); !holds(); <-time.After(10 * time.Millisecond) {
 		if time.Now().After(give) {
 			t.Fatalf("%s has not come", what)
 		}
