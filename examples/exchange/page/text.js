@@ -1,7 +1,10 @@
 // What the page says, in the languages it speaks.
 
+import { overview } from "./overview_text.js";
+
 const texts = {
   en: {
+    ...overview.en,
     title: "Exchange notifications", other: "中文", otherCode: "zh",
     signIn: "Sign in", signOut: "Sign out", userID: "User ID",
     range: (last) => `One of u00001 … ${last}. This demonstration asks for no password.`,
@@ -24,13 +27,6 @@ const texts = {
     integrity: (streams, n) => `${n} numbers checked in ${streams} streams: none missing, none twice.`,
     broken: (missing, twice) => `${missing} missing, ${twice} twice.`,
     wasCut: "connection cut", isBack: "connection back: what was missed follows",
-    now: "Right now", headline: (sessions, seconds) => `${sessions} sessions, up ${seconds}`,
-    h: "h", min: "min", s: "s",
-    latency: "Latency, p99 of each second (dashed: target)", rate: "Messages per second", queue: "Waiting in broker and gateway",
-    published: "published", delivered: "delivered",
-    soFar: "So far", final: "Final",
-    columns: ["lane", "published", "delivered", "lost", "p50", "p99", "max", "target", "held"],
-    yes: "yes", no: "no",
     draining: "The exchange is closing: it delivers what it has accepted.",
     channel: { trade: "Trades", account: "Account", position: "Positions", risk: "Risk", system: "System" },
     type: {
@@ -47,6 +43,7 @@ const texts = {
     required: "required", until: "until", resumes: "resumes",
   },
   zh: {
+    ...overview.zh,
     title: "交易所通知", other: "English", otherCode: "en",
     signIn: "登录", signOut: "退出", userID: "用户编号",
     range: (last) => `u00001 … ${last} 中的任意一个。演示环境不需要密码。`,
@@ -69,13 +66,6 @@ const texts = {
     integrity: (streams, n) => `已核对 ${streams} 个序列的 ${n} 个编号：无遗漏，无重复。`,
     broken: (missing, twice) => `缺少 ${missing} 条，重复 ${twice} 条。`,
     wasCut: "连接已断开", isBack: "连接已恢复，以下为断开期间的通知",
-    now: "实时状态", headline: (sessions, seconds) => `${sessions} 个会话，已运行 ${seconds}`,
-    h: "时", min: "分", s: "秒",
-    latency: "延迟，每秒 p99（虚线为目标）", rate: "每秒消息数", queue: "Broker 与 Gateway 中等待的消息",
-    published: "已发布", delivered: "已送达",
-    soFar: "截至目前", final: "最终结果",
-    columns: ["通道", "已发布", "已送达", "丢失", "p50", "p99", "最大", "目标", "达标"],
-    yes: "是", no: "否",
     draining: "交易所正在关闭：已接收的消息会全部送达。",
     channel: { trade: "交易", account: "资金", position: "持仓", risk: "风控", system: "系统" },
     type: {
