@@ -59,6 +59,15 @@ func (s *server) publish(user string, payload notification.Payload) {
 	}
 }
 
+// awaitNobody returns when the gateway knows that every client has left. Until
+// then it would send what is published to one that is gone as well, and miss it
+// in Shutdown.
+func (s *server) awaitNobody() {
+	for s.gateway.Stats().Sessions > 0 {
+		<-time.After(time.Millisecond)
+	}
+}
+
 // once is true the first time.
 func (s *server) once() bool {
 	first := !s.began
@@ -189,6 +198,7 @@ func ExampleBatch() {
 		}
 	}
 	run("t2")
+	exchange.awaitNobody()
 	exchange.publish("alice", notification.TradeExecuted{TradeID: "t3"}) // while nobody is there
 	run("t3")
 	fmt.Println(database.trades)
