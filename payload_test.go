@@ -151,7 +151,7 @@ func (liarPayload) Type() Type { return TypeAccountUpdate }
 
 func TestEveryTypeIsComplete(t *testing.T) {
 	names := map[string]bool{}
-	readme, err := os.ReadFile("README.md")
+	page, err := os.ReadFile("docs/types.md")
 	require.NoError(t, err)
 	layout, err := os.ReadFile("ARCHIVE.md")
 	require.NoError(t, err)
@@ -186,7 +186,7 @@ func TestEveryTypeIsComplete(t *testing.T) {
 			fields, kinds = append(fields, name), append(kinds, name+" "+short)
 		}
 		row := fmt.Sprintf("| `%s` | `%s` | %s | %s | %s |\n", p.Name(), c.name, c.priority, c.channel, strings.Join(fields, ", "))
-		require.Contains(t, string(readme), row, "README.md lacks this row")
+		require.Contains(t, string(page), row, "docs/types.md lacks this row")
 		row = fmt.Sprintf("| %d | `%s` | %s |\n", uint8(typ), c.name, strings.Join(kinds, ", "))
 		require.Contains(t, string(layout), row, "ARCHIVE.md lacks this row")
 		row = fmt.Sprintf("    %d: _type(%q, %q),\n", uint8(typ), c.name, strings.Join(kinds, ", "))

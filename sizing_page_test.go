@@ -133,10 +133,10 @@ func TestSizingPage(t *testing.T) {
 		return string(b)
 	}
 	t.Run("figures and commands of other pages stand there", func(t *testing.T) {
-		rows := regexp.MustCompile("(?m)^\\|[^|]+\\| ([^|]+) \\| `([^`]+)` \\| \\[\\w+\\]\\(\\.\\./([^)#]+)#[^)]+\\) \\|$").FindAllStringSubmatch(p.text, -1)
+		rows := regexp.MustCompile("(?m)^\\|[^|]+\\| ([^|]+) \\| `([^`]+)` \\| \\[\\w+\\]\\(([^)#]+)#[^)]+\\) \\|$").FindAllStringSubmatch(p.text, -1)
 		require.Len(t, rows, 14)
 		for _, row := range rows {
-			source := read(t, row[3])
+			source := read(t, filepath.Join("docs", row[3]))
 			require.Contains(t, source, row[2], row[3])
 			figures := regexp.MustCompile(`\d[\d.,]*\d|\d`).FindAllString(row[1], -1)
 			require.NotEmpty(t, figures, row[0])

@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -116,11 +117,13 @@ var (
 // TestDocNames: what a page writes as a name of Go is one.
 func TestDocNames(t *testing.T) {
 	all := declared(t, "..", "../web", "../wsgateway", "../ssegateway", "../notificationtest", "../natslog", "integrations/questions")
-	for page, least := range map[string]int{"questions": 60, "from-qaexchange-rs": 150} {
-		text := fenced.ReplaceAllString(readFile(t, "../docs/"+page+".md"), "")
+	for page, least := range map[string]int{
+		"README": 30, "docs/types": 20, "docs/configuration": 25, "docs/resuming": 15, "docs/operating": 60, "docs/questions": 60, "docs/from-qaexchange-rs": 150,
+	} {
+		text := fenced.ReplaceAllString(readFile(t, "../"+page+".md"), "")
 		n, rust := 0, -1 // in which column the other program's names are; -1: in no table
 		for line := range strings.Lines(text) {
-			if page == "from-qaexchange-rs" {
+			if page == "docs/from-qaexchange-rs" {
 				line, rust = withoutRust(line, rust)
 			}
 			for _, span := range codeSpan.FindAllStringSubmatch(line, -1) {
@@ -214,29 +217,64 @@ func TestDocLogs(t *testing.T) {
 	}
 }
 
-// TestDocLinks: what a page of docs links to is there, the section too.
+// TestDocOperating: the lines of the log that docs/operating.md lists are those that
+// the library and its transports write, at their levels.
+func TestDocOperating(t *testing.T) {
+	want := map[string]string{}
+	for _, dir := range []string{"..", "../web", "../wsgateway", "../ssegateway", "../internal/door"} {
+		for _, file := range sources(t, dir) {
+			text := readFile(t, file)
+			for _, m := range regexp.MustCompile(`[lL]og(?:ger)?\.(Debug|Info|Warn|Error)\((\w*)(?:"([^"]+)")?`).FindAllStringSubmatch(text, -1) {
+				if m[3] != "" {
+					want[m[3]] = m[1]
+				} else if m[2] != "what" {
+					t.Errorf("%s: what does %s write?", file, m[0])
+				}
+			}
+			for _, m := range regexp.MustCompile(`fullLog\.Note\(h\.log, "([^"]+)"`).FindAllStringSubmatch(text, -1) {
+				want[m[1]] = "Warn"
+			}
+		}
+	}
+	_, section, _ := strings.Cut(readFile(t, "../docs/operating.md"), "\n## Log lines\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	got := map[string]string{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| (\\w+) \\|").FindAllStringSubmatch(section, -1) {
+		got[row[1]] = row[2]
+	}
+	for line, level := range want {
+		if got[line] != level {
+			t.Errorf("%s %q: the page has it as %q", level, line, got[line])
+		}
+		delete(got, line)
+	}
+	if len(got) > 0 || len(want) < 25 {
+		t.Errorf("nobody writes %v; %d lines in all", got, len(want))
+	}
+}
+
+// TestDocLinks: what a page links to is there, the section too.
 func TestDocLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	heading := regexp.MustCompile("(?m)^#+ (.*)$")
+	prose := func(path string) string { return fenced.ReplaceAllString(readFile(t, path), "") }
 	anchors := func(path string) map[string]bool {
 		all := map[string]bool{}
-		for _, h := range heading.FindAllStringSubmatch(fenced.ReplaceAllString(readFile(t, path), ""), -1) {
+		for _, h := range heading.FindAllStringSubmatch(prose(path), -1) {
 			slug := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(h[1]), "")
 			all[strings.ReplaceAll(slug, " ", "-")] = true
 		}
 		return all
 	}
-	pages, err := filepath.Glob("../docs/*.md")
-	if err != nil || len(pages) < 4 {
-		t.Fatal(pages, err)
-	}
-	for _, page := range pages {
-		text := fenced.ReplaceAllString(readFile(t, page), "")
-		for _, m := range link.FindAllStringSubmatch(strings.ReplaceAll(text, "\n", " "), -1) {
+	links := 0
+	for _, page := range pages(t) {
+		text := codeSpan.ReplaceAllString(strings.ReplaceAll(prose(page), "\n", " "), "") // code is no link
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
 			target, section, _ := strings.Cut(m[1], "#")
-			if strings.Contains(target, "://") {
+			if strings.Contains(target, ":") {
 				continue
 			}
+			links++
 			path := page
 			if target != "" {
 				path = filepath.Join(filepath.Dir(page), target)
@@ -248,4 +286,25 @@ func TestDocLinks(t *testing.T) {
 			}
 		}
 	}
+	if links < 250 {
+		t.Errorf("only %d links were found", links)
+	}
+}
+
+// pages returns the pages of the repository.
+func pages(t *testing.T) (paths []string) {
+	t.Helper()
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && (d.Name() == "node_modules" || path != ".." && strings.HasPrefix(d.Name(), ".")) {
+			return filepath.SkipDir
+		}
+		if strings.HasSuffix(path, ".md") {
+			paths = append(paths, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return paths
 }

@@ -1,11 +1,14 @@
 package examples
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -61,6 +64,28 @@ func TestDocs(t *testing.T) {
 		var n notification.Notification
 		if err != nil || json.Unmarshal(said, &n) != nil || n.ID != "trade-t1" || n.UserID != "alice" {
 			t.Errorf("%s, %v", said, err)
+		}
+	})
+	t.Run("what README says of the versions of Go is what is checked", func(t *testing.T) {
+		said := regexp.MustCompile(`(?m)^Go (1\.\d+), (1\.\d+) · MIT licence · `).FindStringSubmatch(readFile(t, "../README.md"))
+		checked := regexp.MustCompile(`(?m)^supported='go(1\.\d+)\.\d+ go(1\.\d+)\.\d+'`).FindStringSubmatch(readFile(t, "../.ci/run"))
+		if said == nil || checked == nil || !slices.Equal(said[1:], checked[1:]) {
+			t.Errorf("README.md has %q, .ci/run %q", said, checked)
+		}
+		if !strings.HasPrefix(readFile(t, "../LICENSE"), "MIT License\n") || !strings.Contains(readFile(t, "../go.mod"), "\ngo "+checked[1]+".") {
+			t.Error("another licence, or another Go in go.mod")
+		}
+	})
+	t.Run("the notification in docs/types.md is one", func(t *testing.T) {
+		_, block, _ := strings.Cut(readFile(t, "../docs/types.md"), "\n```json\n")
+		block, _, _ = strings.Cut(block, "\n```\n")
+		var n notification.Notification
+		var want bytes.Buffer
+		if err := errors.Join(json.Unmarshal([]byte(block), &n), json.Compact(&want, []byte(block))); err != nil {
+			t.Fatal(err)
+		}
+		if got := n.AppendJSON(nil); string(got) != want.String() {
+			t.Errorf("the library writes %s", got)
 		}
 	})
 	t.Run("the Go of a page is cut from packages that compile", func(t *testing.T) {
