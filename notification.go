@@ -9,7 +9,7 @@
 //
 //	publishers ──Publish──▶ Broker ──Inbox──▶ Gateway ──▶ Session ──Push──▶ Sink
 //	             dedup, 4 lanes               user → sessions  4-lane outbox
-//	                 └──channel──▶ global subscribers (storage, monitoring)
+//	                 └──Go channel──▶ global subscribers (storage, monitoring)
 //
 // The caller's duties, in the order in which they come up: create a Broker and
 // a Gateway, give each Run a goroutine, register the Gateway, register a
