@@ -27,7 +27,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -275,17 +274,16 @@ func (o options) conclude(out io.Writer, x *exchange, d *driver, f *flock, s sna
 		err = errors.Join(err, fmt.Errorf("does not add up: %s", m))
 	}
 	if err != nil {
-		return "Not every user saw every message.", err
+		return verdictBroken, err
 	}
-	return "Every user saw every message once and in order, and every counter agrees.", nil
+	return verdictWhole, nil
 }
 
 // explain says what a missed target may come from that is not the library's.
 func explain() string {
 	why := fmt.Sprintf("this machine has %d CPUs", runtime.GOMAXPROCS(0))
-	if load, err := os.ReadFile("/proc/loadavg"); err == nil { // where there is one
-		one, _, _ := strings.Cut(string(load), " ")
-		why += ", and over the last minute " + one + " tasks wanted one"
+	if n, ok := load(); ok {
+		why += fmt.Sprintf(", and over the last minute %.2f tasks wanted one", n)
 	}
 	return why
 }

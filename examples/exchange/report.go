@@ -18,14 +18,18 @@ var targets = [notification.NumPriorities]time.Duration{
 
 // A snapshot is the exchange's counters at one moment.
 type snapshot struct {
-	at      time.Time
-	broker  notification.BrokerStats
-	gateway notification.GatewayStats
+	at         time.Time
+	broker     notification.BrokerStats
+	gateway    notification.GatewayStats
+	broadcasts uint64 // messages to everybody
 }
 
 func (x *exchange) snapshot() snapshot {
 	s := snapshot{at: time.Now()}
 	s.broker, s.gateway = x.bus.stats()
+	for p := range x.many {
+		s.broadcasts += x.many[p].Load()
+	}
 	return s
 }
 
@@ -43,6 +47,34 @@ func (s snapshot) delivered() (n uint64) {
 	return n
 }
 
+// handed is what the Broker has put into the Gateway's inbox.
+func (s snapshot) handed() (n uint64) {
+	for _, r := range s.broker.Receivers {
+		n += r.Handed
+	}
+	return n
+}
+
+// inbox is what waits there, in all lanes together. The Broker is read before the
+// Gateway, so that it is too small by what came out meanwhile.
+func (s snapshot) inbox() int {
+	n := int(s.handed())
+	for _, l := range s.gateway.Lanes {
+		n -= int(l.Received + l.Invalid + l.Discarded)
+	}
+	return max(n, 0)
+}
+
+// enqueued is what was put into outboxes: messages × sessions.
+func (s snapshot) enqueued() (n uint64) {
+	for _, l := range s.gateway.Lanes {
+		n += l.Enqueued + l.Replayed
+	}
+	return n
+}
+
+func (s snapshot) pushes() uint64 { return s.gateway.Batches }
+
 // queued is what waits in a lane of the Broker and behind it in the Gateway.
 func (s snapshot) queued(p int) int {
 	return s.broker.Lanes[p].Queued + s.gateway.Lanes[p].Pending
@@ -51,7 +83,7 @@ func (s snapshot) queued(p int) int {
 // lost lists the counters of a lane that count something lost on its way, as
 // far as they are not zero. What waited for a session that ended is not lost
 // yet: with a history, a session that resumes gets it.
-func (s snapshot) lost(p int) (reasons []string, total uint64) {
+func (s snapshot) lost(p int) (reasons []loss, total uint64) {
 	b, g := s.broker.Lanes[p], s.gateway.Lanes[p]
 	for _, c := range []struct {
 		n     uint64
@@ -66,12 +98,20 @@ func (s snapshot) lost(p int) (reasons []string, total uint64) {
 		{g.DroppedEnded, "waiting when a session ended", new(uint64)},
 	} {
 		if c.n > 0 {
-			reasons = append(reasons, fmt.Sprintf("%s %s", count(c.n), c.what))
+			reasons = append(reasons, loss{c.n, c.what})
 			*c.total += c.n
 		}
 	}
 	return reasons, total
 }
+
+// A loss is one counter's part of what was lost, in words that the page translates.
+type loss struct {
+	N    uint64 `json:"n"`
+	What string `json:"what"`
+}
+
+func (l loss) String() string { return count(l.N) + " " + l.What }
 
 // perSecond is a rate between two snapshots.
 func perSecond(from, to snapshot, of func(snapshot) uint64) float64 {
@@ -135,16 +175,24 @@ func (s *screen) show(x *exchange, from, to snapshot, note string) {
 	io.WriteString(s.out, b.String())
 }
 
+// What the final table comes to.
+const (
+	verdictWhole  = "Every user saw every message once and in order, and every counter agrees."
+	verdictBroken = "Not every user saw every message."
+)
+
 // A laneReport is a line of the table.
 type laneReport struct {
 	Lane      string        `json:"lane"`
+	Capacity  int           `json:"capacity"`
 	Published uint64        `json:"published"` // messages
 	Due       uint64        `json:"due"`       // message × member
 	Delivered uint64        `json:"delivered"`
 	Lost      uint64        `json:"lost"`
-	Reasons   []string      `json:"reasons,omitempty"`
+	Reasons   []loss        `json:"reasons,omitempty"`
 	P50       time.Duration `json:"p50"`
 	P99       time.Duration `json:"p99"`
+	Handed    time.Duration `json:"handed"` // p99 until it is in the inbox, 0 if that is not counted
 	Max       time.Duration `json:"max"`
 	Target    time.Duration `json:"target"`
 	Held      bool          `json:"held"`
@@ -158,10 +206,12 @@ func (x *exchange) live(s snapshot) []laneReport {
 		h := s.gateway.Lanes[p].Latency
 		r := laneReport{
 			Lane:      notification.Priority(p).String(),
+			Capacity:  s.broker.Lanes[p].Capacity,
 			Published: s.broker.Lanes[p].Published,
 			Due:       x.one[p].Load() + x.many[p].Load()*uint64(len(x.members)),
 			Delivered: s.gateway.Lanes[p].Taken,
 			P50:       h.Quantile(0.5), P99: h.Quantile(0.99), Max: h.Max(), Target: target,
+			Handed: s.broker.Lanes[p].Latency.Quantile(0.99),
 		}
 		r.Reasons, r.Lost = s.lost(p)
 		r.Held = r.P99 <= target
@@ -195,7 +245,7 @@ func (x *exchange) final(s snapshot, guests bool, tooLate uint64) (rows []laneRe
 		if r.Lost == 0 {
 			r.Reasons = nil
 		} else if tooLate > 0 {
-			r.Reasons = append(r.Reasons, fmt.Sprintf("%s clients came back too late for the history", count(tooLate)))
+			r.Reasons = append(r.Reasons, loss{tooLate, "clients came back too late for the history"})
 		}
 		lost += r.Lost
 		taken += g.Received + g.Discarded

@@ -1,117 +1,284 @@
-// What /api/stats tells: the headline, the plots and the table.
+// What /api/stats tells: the headline, the plots, the picture of the inside and the
+// table; and since when nothing was heard.
 
-import { plot, nice } from "./plot.js";
-import { t, number, duration } from "./text.js";
+import { plot, nice, gaps, span, timeAt } from "./plot.js";
+import { inside } from "./inside.js";
+import { t, number, brief, clock, duration } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
+const lanes = [0, 1, 2, 3];
+const keep = 180;
+const answerWithin = 5000; // ms; a connection that swallows everything never fails by itself
 
-let samples = [];
-let stats = null;
-let onStats = () => {};
+let samples = [];         // of a second each, over restarts of the exchange
+let stats = null;         // the last answer
+let seen = 0;             // the number of the last sample of this run of the exchange
+let ahead = 0;            // how far the exchange's clock is ahead of ours, in ms
+let heard = Date.now();   // when it answered last, by its clock
+let away = false;         // it did not answer when it was last asked
+let told = () => {};
 
 // over says that the exchange takes nobody new.
 export let over = false;
 
 // refresh asks what has happened since the last time.
-export async function refresh() {
-  const last = samples.at(-1)?.number ?? 0;
-  const answer = await fetch(`api/stats?since=${last}`);
-  stats = await answer.json();
-  if ((samples.at(-1)?.number ?? 0) === last) samples = [...samples, ...stats.samples].slice(-180);
-  over = stats.phase !== "running";
-  draw();
+let asking = null;
+export function refresh() { return asking ??= ask().finally(() => { asking = null; }); }
+
+async function ask() {
+  try {
+    let next = await get(seen);
+    if (stats && next.started !== stats.started) next = await get(seen = 0); // it was started again
+    const first = next.samples[0];
+    if (first) {
+      seen = next.samples.at(-1).number;
+      samples = [...samples.filter((s) => s.at < first.at), ...next.samples].slice(-keep);
+    }
+    stats = next;
+    ahead = stats.now - Date.now();
+    heard = stats.now;
+    away = false;
+    over = stats.phase !== "running";
+    told(stats);
+  } catch (error) {
+    away = true;
+    throw error;
+  } finally {
+    draw();
+  }
 }
 
-// watch asks once a second until the exchange has ended, and calls told with what
-// it says.
-export function watch(told) {
-  onStats = told;
+async function get(since) {
+  const answer = await fetch(`api/stats?since=${since}`, { signal: AbortSignal.timeout(answerWithin) });
+  if (!answer.ok) throw new Error(answer.statusText);
+  return answer.json();
+}
+
+// watch asks once a second, and calls onStats with what the exchange says. It goes on
+// when the exchange has ended: it may be started again.
+export function watch(onStats) {
+  told = onStats;
   addEventListener("resize", draw);
   poll();
 }
 
 async function poll() {
-  if (stats?.phase === "finished") return;
-  try { await refresh(); } catch { /* the connection's state tells */ }
+  try { await refresh(); } catch { /* it is away, which draw says */ }
   setTimeout(poll, 1000);
 }
 
-const lanes = [0, 1, 2, 3];
-
 // draw shows the last stats, in the language and at the width of now.
 export function draw() {
-  for (const svg of ["latency", "rate", "queue"]) $(svg).setAttribute("aria-label", t[svg]);
-  if (!stats) return;
-  const now = samples.at(-1)?.at ?? Date.now();
+  say("away", away ? (finished() ? t.statsEnded : t.statsAway)(clock(heard)) : "");
   const last = samples.at(-1);
-  const targets = (stats.table ?? []).map((r) => r.target / 1e6);
-  const series = (of) => samples.map((s) => [s.at, of(s)]);
+  say("headline", last && !away ? t.headline(number(last.sessions), uptime((last.at - stats.started) / 1000)) : "");
+  plots();
+  if (last) inside(last, samples.filter((s) => last.at - s.at < span), stats.table);
+  if (stats) table();
+  if (stats) say("range", t.range(`u${String(stats.users).padStart(5, "0")}`));
+}
+
+const finished = () => stats?.phase === "finished";
+
+// say changes a text only if it is another one: whoever listens, or has selected it,
+// is left alone.
+function say(id, text) {
+  const e = typeof id === "string" ? $(id) : id;
+  if (e.textContent !== text) e.textContent = text;
+}
+
+// ---- Plots ----
+
+const caption = { latency: () => t.latency, rate: () => t.rate, queue: () => t.queue };
+const series = {
+  latency: lanes.map((p) => ({ lane: `p${p}`, label: () => `P${p}`, of: (s) => s.p99[p] || null, format: duration })),
+  rate: [
+    { lane: "published", label: () => t.published, of: (s) => s.published, format: number },
+    { lane: "delivered", label: () => t.delivered, of: (s) => s.delivered, format: number },
+  ],
+  queue: lanes.map((p) => ({ lane: `p${p}`, label: () => `P${p}`, of: (s) => s.lanes[p] + s.pending[p], format: number })),
+};
+const names = Object.keys(series);
+
+let now = 0; // at the right edge
+
+function plots() {
+  const last = samples.at(-1), current = last && finished() ? last.at : Date.now() + ahead;
+  const silent = gaps(samples.map((s) => s.at), current);
+  // While all is well the newest sample is now: the plots stand still in between.
+  now = last && silent.at(-1)?.[1] !== current ? last.at : current;
+  const read = reading();
+  const targets = stats?.table?.map((r) => r.target / 1e6) ?? [];
+  const lines = (name) => series[name].map(({ lane, of }) => ({ lane, points: samples.map((s) => [s.at, of(s)]) }));
+  const top = (name) => nice(Math.max(1, ...samples.flatMap((s) => series[name].map(({ of }) => of(s)))));
+  const common = { now, silent, read, words: { now: t.atNow, ago: t.ago, silent: t.notHeard } };
 
   plot($("latency"), {
-    now, scale: (ms) => (Math.log10(ms) + 2) / 5.5, ticks: [0.01, 0.1, 1, 10, 100, 1000, 10000], format: duration,
-    lines: lanes.map((p) => ({ points: series((s) => s.p99[p] || null), lane: `p${p}`, label: `P${p}`, target: targets[p] })),
+    ...common, scale: (ms) => (Math.log10(ms) + 2) / 5.5, ticks: [0.01, 0.1, 1, 10, 100, 1000, 10000], format: duration,
+    lines: lines("latency").map((line, p) => ({ ...line, label: `P${p}`, target: targets[p] })),
   });
-  const rate = nice(Math.max(...samples.map((s) => Math.max(s.published, s.delivered)), 1));
+  const rate = top("rate"), queue = top("queue");
   plot($("rate"), {
-    now, scale: (v) => v / rate, ticks: [0, rate / 2, rate], format: compact,
-    lines: [{ points: series((s) => s.delivered), lane: "delivered" }, { points: series((s) => s.published), lane: "published" }],
+    ...common, scale: (v) => v / rate, ticks: [0, rate / 2, rate], format: brief, lines: lines("rate").toReversed(),
+    marks: samples.filter((s) => s.broadcasts).map((s) => s.at),
   });
-  const queue = nice(Math.max(...samples.flatMap((s) => s.queued), 1));
   plot($("queue"), {
-    now, scale: (v) => v / queue, ticks: [0, queue / 2, queue], format: compact,
-    lines: lanes.toReversed().map((p) => ({ points: series((s) => s.queued[p]), lane: `p${p}` })),
+    ...common, scale: (v) => v / queue, ticks: [0, queue / 2, queue], format: brief, lines: lines("queue").toReversed(),
   });
-  if (last) {
-    key("latency-key", lanes.map((p) => [`p${p}`, `P${p}`, duration(last.p99[p]), last.p99[p] > targets[p]]));
-    key("rate-key", [["published", t.published, number(last.published)], ["delivered", t.delivered, number(last.delivered)]]);
-    key("queue-key", lanes.map((p) => [`p${p}`, `P${p}`, number(last.queued[p])]));
-    $("headline").textContent = t.headline(number(last.sessions), uptime((last.at - stats.started) / 1000));
+
+  const shown = read ? sampleAt(read) : away ? null : last;
+  for (const name of names) {
+    keys(name, shown, targets);
+    $(name).setAttribute("aria-label", alternative(name, silent));
   }
-  table();
-  $("range").textContent = t.range(`u${String(stats.users).padStart(5, "0")}`);
-  onStats(stats);
+  slider(read, shown);
 }
 
-function key(id, entries) {
-  $(id).replaceChildren(...entries.map(([lane, name, value, over]) => {
-    const span = document.createElement("span"), i = document.createElement("i"), b = document.createElement("span");
-    span.className = lane;
-    i.textContent = name;
-    b.textContent = value;
-    if (over) b.className = "over";
-    span.append(i, " ", b);
+// keys shows the values of one second beside the plot's name.
+function keys(name, s, targets) {
+  const entries = series[name].map(({ lane, label, of, format }, p) => {
+    const late = s && name === "latency" && of(s) > targets[p];
+    return [lane, label(), s ? format(of(s)) + (late ? t.overTarget(duration(targets[p])) : "") : "–", late];
+  });
+  if (name === "rate") entries.push(["broadcast", t.broadcast(number(stats?.users ?? 0)), s ? number(s.broadcasts) : "–"]);
+  fill($(`${name}-key`), entries, () => {
+    const span = document.createElement("span");
+    span.append(document.createElement("i"), " ", document.createElement("b"));
     return span;
-  }));
+  }, (span, [lane, label, value, late]) => {
+    span.className = lane;
+    say(span.firstChild, label);
+    say(span.lastChild, value);
+    span.lastChild.className = late ? "over" : "";
+  });
 }
+
+// alternative says in words what a plot shows.
+function alternative(name, silent) {
+  const window = samples.filter((s) => now - s.at <= span), last = window.at(-1);
+  const values = last ? series[name].map(({ label, of, format }) =>
+    t.values(label(), format(of(last)), format(Math.max(...window.map(of))))) : [];
+  if (name === "rate") values.push(t.broadcasts(number(window.reduce((n, s) => n + s.broadcasts, 0))));
+  const quiet = silent.reduce((ms, [from, to]) => ms + to - from, 0);
+  if (quiet) values.push(t.notHeardFor(number(Math.round(quiet / 1000))));
+  return t.alternative(caption[name](), values);
+}
+
+// ---- Reading the values at a time ----
+
+let pointed = null; // under the pointer
+let pinned = null;  // by the slider; both are Unix seconds
+
+function reading() {
+  if (pinned * 1000 <= now - span) pinned = null;
+  const at = pointed ?? pinned;
+  return at === null ? null : at * 1000;
+}
+
+// sampleAt is the second that was being counted at a time, if it was.
+function sampleAt(at) {
+  const near = samples.toSorted((a, b) => Math.abs(a.at - at) - Math.abs(b.at - at))[0];
+  return near && Math.abs(near.at - at) <= 1000 ? near : null;
+}
+
+// The slider has the time itself as its value: while the plots move on, what was
+// chosen stays what it is.
+function slider(read, shown) {
+  const input = $("moment"), end = Math.floor(now / 1000);
+  input.min = end - span / 1000 + 1;
+  input.max = end;
+  input.value = read === null ? end : read / 1000;
+  const when = read === null ? t.atNow : clock(read);
+  const values = (name) => series[name].map(({ label, of, format }) => `${label()} ${format(of(shown))}`).join(", ");
+  say("moment-text", when);
+  input.setAttribute("aria-valuetext", read === null ? when : t.reading(when,
+    shown ? [...names.map((name) => `${caption[name]()}: ${values(name)}`), t.broadcasts(number(shown.broadcasts))] : [t.notHeard]));
+}
+
+$("moment").oninput = (e) => {
+  pinned = e.target.value === e.target.max ? null : Number(e.target.value);
+  plots();
+};
+for (const name of names) {
+  $(name).onpointermove = $(name).onpointerdown = (e) => {
+    const at = Math.round(timeAt(e.currentTarget, e.clientX, now) / 1000);
+    if (at !== pointed) { pointed = at; plots(); }
+  };
+  $(name).onpointerleave = $(name).onpointercancel = () => { pointed = null; plots(); };
+}
+
+// ---- Table ----
 
 function table() {
-  $("table-title").textContent = stats.phase === "finished" ? t.final : t.soFar;
-  $("columns").replaceChildren(...t.columns.map((name) => {
-    const th = document.createElement("th");
-    th.scope = "col";
-    th.textContent = name;
-    return th;
-  }));
-  $("lanes").replaceChildren(...(stats.table ?? []).map((r, p) => {
-    const tr = document.createElement("tr");
-    tr.className = `p${p}`;
+  say("table-title", finished() ? t.final : away ? t.asOf(clock(heard)) : t.soFar);
+  const make = (tag, scope) => () => {
+    const cell = document.createElement(tag);
+    if (scope) cell.scope = scope;
+    return cell;
+  };
+  fill($("columns"), t.columns, make("th", "col"), say);
+  const rows = stats.table ?? [];
+  fill($("lanes"), rows, () => document.createElement("tr"), (tr, r) => {
+    tr.className = r.lane.toLowerCase();
     const ms = (ns) => duration(ns / 1e6);
+    if (!tr.firstChild) tr.append(make("th", "row")());
     const cells = [[r.lane, "lane"], [number(r.published)], [number(r.delivered)],
       [number(r.lost), r.lost ? "bad" : ""], [ms(r.p50)], [ms(r.p99), r.held ? "" : "bad"], [ms(r.max)], [ms(r.target)],
-      [r.published ? (r.held ? t.yes : t.no) : "–", r.held ? "good" : "bad"]];
-    for (const [text, name] of cells) {
-      const td = document.createElement("td");
-      td.textContent = text;
-      if (name) td.className = name;
-      tr.append(td);
-    }
-    if (r.reasons) tr.title = r.reasons.join(", ");
-    return tr;
-  }));
-  $("final").textContent = stats.verdict;
+      [r.published ? (r.held ? t.yes : t.missed(number(r.p99 / r.target, 1))) : "–", r.held ? "good" : "bad"]];
+    fill(tr, cells, make("td"), (cell, [text, name = ""]) => {
+      cell.className = name;
+      say(cell, text);
+    });
+  });
+  const why = rows.filter((r) => !r.held || r.reasons).map((r) => [r.lane, reasons(r)]);
+  if (rows.some((r) => !r.held) && machine()) why.push(["", machine()]);
+  fill($("reasons"), why, () => {
+    const li = document.createElement("li");
+    li.append(document.createElement("b"), " ", document.createElement("span"));
+    return li;
+  }, (li, [lane, text]) => {
+    li.className = lane.toLowerCase();
+    li.firstChild.className = "lane";
+    say(li.firstChild, lane);
+    say(li.lastChild, text);
+  });
+  say("final", stats.verdict && (t.verdicts[stats.verdict] ?? stats.verdict));
+  const scroll = $("table-scroll"), wide = scroll.scrollWidth > scroll.clientWidth + 1;
+  $("table-hint").hidden = !wide;
+  if (wide) scroll.tabIndex = 0; // or nobody without a pointer would get there
+  else scroll.removeAttribute("tabindex");
 }
 
-const compact = (v) => v >= 1e6 ? `${v / 1e6} M` : v >= 1e4 ? `${v / 1e3} k` : String(v);
+// reasons says in words why a lane's p99 is over its target, and what was lost of it.
+function reasons(r) {
+  const said = [];
+  if (!r.held) {
+    const ms = (ns) => duration(ns / 1e6), p = lanes.find((p) => r.lane === `P${p}`);
+    const window = samples.slice(-span / 1000);
+    said.push(t.late(ms(r.p99), ms(r.target)), t.lateIn(window.filter((s) => s.p99[p] * 1e6 > r.target).length, window.length));
+    if (r.handed) said.push((r.handed > r.p99 / 2 ? t.lateBefore : t.lateBehind)(ms(r.handed)));
+  }
+  if (r.reasons) said.push(t.lostParts(r.reasons.map(({ n, what }) => `${t.loss[what] ?? what} ${number(n)}`)));
+  return said.join(t.between);
+}
+
+// machine says what a missed target may come from that is not the library's.
+function machine() {
+  const said = [];
+  if (stats.load !== undefined) said.push((stats.load > stats.cpus ? t.busy : t.idle)(stats.cpus, number(stats.load, 1)));
+  if (stats.durable) said.push(t.onDisk);
+  return said.join(t.between);
+}
+
+// fill gives parent a child for each item and has show write it. What is there
+// stays: a reader's place and a selection with it.
+function fill(parent, items, make, show) {
+  while (parent.childElementCount > items.length) parent.lastElementChild.remove();
+  items.forEach((item, i) => {
+    if (!parent.children[i]) parent.append(make());
+    show(parent.children[i], item);
+  });
+}
 
 function uptime(s) {
   const h = Math.floor(s / 3600), m = Math.floor(s / 60) % 60;

@@ -99,6 +99,10 @@ export function speak(next) {
 export const number = (n, digits = 0) =>
   n === null ? "–" : n.toLocaleString(code === "zh" ? "zh-CN" : "en-US", { maximumFractionDigits: digits, minimumFractionDigits: 0 });
 
+// brief is number in the space of a label.
+export const brief = (n) =>
+  n < 10_000 ? number(n) : n.toLocaleString(code === "zh" ? "zh-CN" : "en-US", { notation: "compact", maximumSignificantDigits: 3 });
+
 export const clock = (ms) => new Date(ms).toLocaleTimeString(code === "zh" ? "zh-CN" : "en-GB", { hour12: false });
 
 // millis makes Unix milliseconds of nanoseconds, which no number of JavaScript holds.
