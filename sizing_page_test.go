@@ -145,24 +145,6 @@ func TestSizingPage(t *testing.T) {
 			}
 		}
 	})
-	t.Run("links lead somewhere", func(t *testing.T) {
-		links := regexp.MustCompile(`\]\(([^)#]*)(?:#([^)]+))?\)`).FindAllStringSubmatch(p.text, -1)
-		require.NotEmpty(t, links)
-		for _, l := range links {
-			target := p.text
-			if l[1] != "" {
-				target = read(t, filepath.Join("docs", l[1]))
-			}
-			if l[2] == "" {
-				continue
-			}
-			anchors := map[string]bool{}
-			for _, h := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(target, -1) {
-				anchors[strings.ReplaceAll(regexp.MustCompile(`[^\w\s-]`).ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-")] = true
-			}
-			require.True(t, anchors[l[2]], l[0])
-		}
-	})
 	t.Run("every field of a configuration that it names exists", func(t *testing.T) {
 		transport := read(t, "wsgateway/wsgateway.go")
 		fields := regexp.MustCompile("`((?:\\w+\\.)?\\w*Config)\\.(\\w+)`").FindAllStringSubmatch(p.text, -1)

@@ -42,6 +42,10 @@ var (
 
 func main() {
 	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "benchmarks: what is %q?\n", flag.Arg(0))
+		os.Exit(2)
+	}
 	if *child != "" {
 		if err := work(*child); err != nil {
 			fmt.Fprintln(os.Stderr, "benchmarks:", err)

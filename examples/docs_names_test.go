@@ -4,9 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -255,60 +253,4 @@ func TestDocOperating(t *testing.T) {
 			t.Errorf("%s has %q, the source %q", page, got, want)
 		}
 	}
-}
-
-// TestDocLinks: what a page links to is there, the section too.
-func TestDocLinks(t *testing.T) {
-	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
-	heading := regexp.MustCompile("(?m)^#+ (.*)$")
-	prose := func(path string) string { return fenced.ReplaceAllString(readFile(t, path), "") }
-	anchors := func(path string) map[string]bool {
-		all := map[string]bool{}
-		for _, h := range heading.FindAllStringSubmatch(prose(path), -1) {
-			slug := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(h[1]), "")
-			all[strings.ReplaceAll(slug, " ", "-")] = true
-		}
-		return all
-	}
-	links := 0
-	for _, page := range pages(t) {
-		text := codeSpan.ReplaceAllString(strings.ReplaceAll(prose(page), "\n", " "), "") // code is no link
-		for _, m := range link.FindAllStringSubmatch(text, -1) {
-			target, section, _ := strings.Cut(m[1], "#")
-			if strings.Contains(target, ":") {
-				continue
-			}
-			links++
-			path := page
-			if target != "" {
-				path = filepath.Join(filepath.Dir(page), target)
-			}
-			if _, err := os.Stat(path); err != nil {
-				t.Errorf("%s: %v", page, err)
-			} else if section != "" && !anchors(path)[section] {
-				t.Errorf("%s: %s has no section %q", page, path, section)
-			}
-		}
-	}
-	if links < 250 {
-		t.Errorf("only %d links were found", links)
-	}
-}
-
-// pages returns the pages of the repository.
-func pages(t *testing.T) (paths []string) {
-	t.Helper()
-	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() && (d.Name() == "node_modules" || path != ".." && strings.HasPrefix(d.Name(), ".")) {
-			return filepath.SkipDir
-		}
-		if strings.HasSuffix(path, ".md") {
-			paths = append(paths, path)
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return paths
 }

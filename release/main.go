@@ -27,7 +27,10 @@ import (
 
 func main() {
 	dry := flag.Bool("n", false, "check, and say what would be done")
-	flag.Usage = func() { fmt.Fprintln(os.Stderr, "usage: go run ./release [-n] vX.Y.Z") }
+	flag.Usage = func() {
+		fmt.Fprintln(os.Stderr, "usage: go run ./release [-n] vX.Y.Z")
+		flag.PrintDefaults()
+	}
 	flag.Parse()
 	if flag.NArg() != 1 {
 		flag.Usage()

@@ -1,0 +1,102 @@
+package examples
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestDocLinks: what a page links to is there, the section too.
+func TestDocLinks(t *testing.T) {
+	all := map[string]page{}
+	for _, p := range pages(t) {
+		all[p.path] = p
+	}
+	links := 0
+	for _, p := range all {
+		for _, piece := range p.pieces {
+			for _, l := range piece.links() {
+				if strings.Contains(l, ":") {
+					continue // of the web
+				}
+				links++
+				if err := leads(all, p.path, l); err != nil {
+					t.Errorf("%s: %s: %v", p.path, l, err)
+				}
+			}
+			if referenceLink.MatchString(piece.text) && piece.kind == prose {
+				t.Errorf("%s: this test knows nothing of such links: %s", p.path, piece.text)
+			}
+		}
+	}
+	if links < 250 {
+		t.Errorf("only %d links were found", links)
+	}
+	t.Run("what leads nowhere is found", func(t *testing.T) {
+		text := "# A `B`: *c_d*\n\n## 断线 [重连](x.md)（历史）\n## A B c_d\n# A\n```\n# no heading\n```\n"
+		all := map[string]page{"docs/x.md": {"docs/x.md", pieces(text)}}
+		for link, want := range map[string]bool{
+			"x.md#a-b-c_d": true, "#a-b-c_d-1": true, "#断线-重连历史": true, "#a": true,
+			"#A": false, "#a-b-c_d-2": false, "#no-heading": false, "#断线": false, "y.md": false,
+			"../LICENSE": true, "../examples/": true, "../license": false, "../LICENSE#mit": false, "../../x": false,
+		} {
+			if err := leads(all, "docs/x.md", link); (err == nil) != want {
+				t.Errorf("%s: %v", link, err)
+			}
+		}
+	})
+}
+
+// A link whose target stands elsewhere, or is HTML.
+var referenceLink = regexp.MustCompile(`^\[[^\]]+\]: |<a |<img `)
+
+// leads reports why a link of a page leads nowhere.
+func leads(all map[string]page, from, link string) error {
+	file, section, hasSection := strings.Cut(link, "#")
+	target := path.Join(path.Dir(from), file)
+	if file == "" {
+		target = from
+	}
+	if strings.HasPrefix(target, "../") {
+		return fmt.Errorf("it leads out of the repository")
+	}
+	if _, ok := all[target]; !ok {
+		if _, err := os.Stat(fromRoot(target)); err != nil || !hasSection {
+			return err
+		}
+		return fmt.Errorf("only pages have sections")
+	}
+	if anchors := all[target].anchors(); hasSection && !slices.Contains(anchors, section) {
+		return fmt.Errorf("%s has %q", target, anchors)
+	}
+	return nil
+}
+
+var (
+	linkText = regexp.MustCompile(`!?\[([^\]]*)\]\([^)]*\)`)
+	noSlug   = regexp.MustCompile(`[^\p{L}\p{M}\p{N}\p{Pc} -]`)
+)
+
+// anchors returns the names of the sections of a page, by the rules of GitHub: of the
+// text that is shown letters, digits, hyphens and underscores, in lower case, with
+// hyphens for blanks; and a number behind one that is there.
+func (p page) anchors() (names []string) {
+	taken := map[string]int{}
+	for _, h := range p.pieces {
+		if h.kind != heading {
+			continue
+		}
+		slug := strings.ReplaceAll(noSlug.ReplaceAllString(strings.ToLower(linkText.ReplaceAllString(h.text, "$1")), ""), " ", "-")
+		if n := taken[slug]; n > 0 {
+			names = append(names, fmt.Sprintf("%s-%d", slug, n))
+		} else {
+			names = append(names, slug)
+		}
+		taken[slug]++
+	}
+	return names
+}

@@ -1,0 +1,127 @@
+package examples
+
+import (
+	"io/fs"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// A page is a file of Markdown, in pieces.
+type page struct {
+	path   string // from the root of the repository, with slashes
+	pieces []piece
+}
+
+// A piece is a paragraph, a list, a row of a table, a heading, or a block of code.
+type piece struct {
+	kind kind
+	text string // of a heading without its number signs, of code without fence and indent
+	lang string // of fenced code
+	deep int    // of a heading: 1 is the highest
+}
+
+type kind int
+
+const (
+	prose kind = iota
+	row
+	heading
+	indented
+	fence
+)
+
+// pages reads all pages of the repository.
+func pages(t *testing.T) (all []page) {
+	t.Helper()
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && path != ".." && (d.Name() == "node_modules" || strings.HasPrefix(d.Name(), ".")) {
+			return filepath.SkipDir
+		}
+		if err == nil && filepath.Ext(path) == ".md" {
+			name, _ := filepath.Rel("..", path)
+			all = append(all, page{filepath.ToSlash(name), pieces(readFile(t, path))})
+		}
+		return err
+	})
+	if err != nil || len(all) < 25 {
+		t.Fatalf("%d pages: %v", len(all), err)
+	}
+	return all
+}
+
+var (
+	fenceLine   = regexp.MustCompile("^ *```+ *(\\S*)[^`]*$")
+	headingLine = regexp.MustCompile(`^(#{1,6}) +(.*?)(?: +#+)? *$`)
+)
+
+// pieces cuts a page. It knows the Markdown that the pages are written in and no
+// other: no headings by underlining, no fences of tildes.
+func pieces(text string) (all []piece) {
+	var open *piece // what the next line may belong to
+	end := func() { open = nil }
+	add := func(p piece) {
+		all = append(all, p)
+		open = &all[len(all)-1]
+	}
+	for line := range strings.Lines(text) {
+		line = strings.TrimRight(line, "\n")
+		inFence := open != nil && open.kind == fence
+		isIndented := strings.HasPrefix(line, "    ") || strings.HasPrefix(line, "\t")
+		switch m := fenceLine.FindStringSubmatch(line); {
+		case m != nil && inFence:
+			end()
+		case inFence:
+			open.text += line + "\n"
+		case m != nil:
+			add(piece{kind: fence, lang: m[1]})
+		case strings.TrimSpace(line) == "":
+			if open != nil && open.kind == indented {
+				open.text += "\n" // a block goes on behind an empty line
+			} else {
+				end()
+			}
+		case isIndented && open != nil && open.kind == indented:
+			open.text += strings.TrimSpace(line) + "\n"
+		case isIndented && open == nil:
+			add(piece{kind: indented, text: strings.TrimSpace(line) + "\n"})
+		case headingLine.MatchString(line):
+			m := headingLine.FindStringSubmatch(line)
+			add(piece{kind: heading, text: m[2], deep: len(m[1])})
+			end()
+		case strings.HasPrefix(line, "|"):
+			add(piece{kind: row, text: line})
+			end()
+		case open == nil || open.kind != prose:
+			add(piece{kind: prose, text: line})
+		default:
+			open.text += " " + strings.TrimSpace(line)
+		}
+	}
+	return all
+}
+
+// spans returns the code within a piece of prose.
+func (p piece) spans() (all []string) {
+	if p.kind == indented || p.kind == fence {
+		return nil
+	}
+	for _, m := range codeSpan.FindAllStringSubmatch(p.text, -1) {
+		all = append(all, strings.ReplaceAll(m[1], `\|`, "|"))
+	}
+	return all
+}
+
+var linkTarget = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+
+// links returns what a piece of prose links to, pictures too.
+func (p piece) links() (all []string) {
+	if p.kind == indented || p.kind == fence {
+		return nil
+	}
+	for _, m := range linkTarget.FindAllStringSubmatch(codeSpan.ReplaceAllString(p.text, ""), -1) {
+		all = append(all, m[1])
+	}
+	return all
+}
