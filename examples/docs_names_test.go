@@ -254,3 +254,32 @@ func TestDocOperating(t *testing.T) {
 		}
 	}
 }
+
+// TestDocAlerts: docs/operating.md says of every alert where to go on, and its metrics
+// are some.
+func TestDocAlerts(t *testing.T) {
+	page, metrics := readFile(t, "../docs/operating.md"), readFile(t, "../promstats/README.md")
+	_, table, _ := strings.Cut(page, "\n| alert | section |\n|---|---|\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	alert := regexp.MustCompile(`Notification[A-Z]\w+`)
+	want := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^\s+- alert: (\w+)$`).FindAllStringSubmatch(readFile(t, "../promstats/alerts.yml"), -1) {
+		want[m[1]] = true
+	}
+	got := map[string]bool{}
+	for _, name := range alert.FindAllString(table, -1) {
+		got[name] = true
+	}
+	if !maps.Equal(got, want) || len(want) < 8 {
+		t.Errorf("the page has %v, alerts.yml %v", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
+	}
+	named := regexp.MustCompile("`(notification_[a-z_]+)`").FindAllStringSubmatch(page, -1)
+	if len(named) < 15 {
+		t.Errorf("only %d metrics were found", len(named))
+	}
+	for _, m := range named {
+		if !strings.Contains(metrics, "| "+m[0]+" |") {
+			t.Errorf("there is no metric %s", m[1])
+		}
+	}
+}
