@@ -143,7 +143,7 @@ func value[T any](t *testing.T, ctx context.Context, expression string) T {
 func market(t *testing.T, users int, rate float64) (x *exchange, web *server, stop func()) {
 	t.Helper()
 	x = inMemory(t, users, notification.BrokerConfig{}, options{addr: "yes"}.gatewayConfig(nil))
-	web, err := newServer(x, newSigner(), "127.0.0.1:0", quiet)
+	web, err := newServer(x, newSigner(), options{addr: "127.0.0.1:0"}, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,11 +2,8 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
-	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -159,21 +156,3 @@ func (d *durable) end(ctx context.Context) (err error) {
 
 // newRun names a run of the exchange, unlike any before.
 func newRun() string { return strconv.FormatInt(time.Now().UnixNano(), 36) }
-
-// openSigner returns a signer with the key in a file, which it makes if there is
-// none: tokens of before a restart are good after it.
-func openSigner(name string) (*signer, error) {
-	s := new(signer)
-	b, err := os.ReadFile(name)
-	switch {
-	case err == nil && len(b) == len(s.key):
-		copy(s.key[:], b)
-		return s, nil
-	case err == nil:
-		return nil, errors.New(name + " is not a key")
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, err
-	}
-	rand.Read(s.key[:])
-	return s, os.WriteFile(name, s.key[:], 0o600)
-}

@@ -26,7 +26,7 @@ import (
 func TestDurable(t *testing.T) {
 	t.Run("every user sees every message, and every counter agrees", func(t *testing.T) {
 		var out bytes.Buffer
-		status := run(t.Context(), []string{"-addr=", "-users=100", "-rate=1000", "-duration=1500ms", "-flaky=0.5", "-durable=" + t.TempDir()}, &out, &out)
+		status := run(t.Context(), []string{"-addr=", "-admin=", "-users=100", "-rate=1000", "-duration=1500ms", "-flaky=0.5", "-durable=" + t.TempDir()}, &out, &out)
 		require.Zero(t, status, out.String())
 		require.Contains(t, out.String(), "every counter agrees")
 	})
@@ -34,7 +34,7 @@ func TestDurable(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "file")
 		require.NoError(t, os.WriteFile(file, nil, 0o600))
 		var out bytes.Buffer
-		require.Equal(t, 1, run(t.Context(), []string{"-addr=", "-users=1", "-durable=" + file}, &out, &out))
+		require.Equal(t, 1, run(t.Context(), []string{"-addr=", "-admin=", "-users=1", "-durable=" + file}, &out, &out))
 		require.Contains(t, out.String(), file)
 	})
 	t.Run("killed and started again, its clients go on where they were", killed)
@@ -57,7 +57,7 @@ func killed(t *testing.T) {
 		where atomic.Value // string: the address of the last run
 	)
 	launch := func() {
-		cmd = exec.Command(program, "-durable", dir, "-users", "20", "-rate", "400", "-addr", "127.0.0.1:0")
+		cmd = exec.Command(program, "-durable", dir, "-users", "20", "-rate", "400", "-addr", "127.0.0.1:0", "-admin", "")
 		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()
 		require.NoError(t, err)

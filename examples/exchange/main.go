@@ -45,11 +45,17 @@ type options struct {
 	seed     uint64
 	flaky    float64
 	durable  string
-	addr     string
-	mustAddr bool // it was asked for, not the default
+
+	addr, admin, key string
+	behindTLS        bool
+
+	asked map[string]bool // flags that were given: they are no defaults
 }
 
-const defaultAddr = "127.0.0.1:8080"
+const (
+	defaultAddr  = "127.0.0.1:8080"
+	defaultAdmin = "127.0.0.1:8081"
+)
 
 func parse(args []string, output io.Writer) (o options, err error) {
 	f := flag.NewFlagSet("exchange", flag.ContinueOnError)
@@ -62,11 +68,15 @@ func parse(args []string, output io.Writer) (o options, err error) {
 	f.Uint64Var(&o.seed, "seed", 1, "of the simulated market: the same seed, the same flow")
 	f.Float64Var(&o.flaky, "flaky", 0, "`share` of the users, 0 to 1, with a WebSocket that keeps breaking, about every 10 s for up to 3 s, and resumes")
 	f.StringVar(&o.durable, "durable", "", "keep what is published in this `folder`, on disk before it is delivered: killed and started again, its clients go on where they were")
-	f.StringVar(&o.addr, "addr", defaultAddr, "`address` of the page, /metrics and /debug/pprof; empty: none")
+	f.StringVar(&o.addr, "addr", defaultAddr, "`address` of the page; empty: none")
+	f.StringVar(&o.admin, "admin", defaultAdmin, "`address` of /metrics and /debug/pprof, which are not for everybody; empty: none")
+	f.StringVar(&o.key, "key", "", "`file` with the key that signs the sign-ins, made if there is none; default: in the folder of -durable, else in the user's cache; empty: no file, they end with the process")
+	f.BoolVar(&o.behindTLS, "behind-tls", false, "the page is behind a proxy that ends TLS, and says so in X-Forwarded-Proto and X-Forwarded-For")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
-	f.Visit(func(f *flag.Flag) { o.mustAddr = o.mustAddr || f.Name == "addr" })
+	o.asked = make(map[string]bool)
+	f.Visit(func(f *flag.Flag) { o.asked[f.Name] = true })
 	switch {
 	case f.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", f.Arg(0))
@@ -120,21 +130,27 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 		}
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	x, keys, err := o.open(ctx, log)
+	keys, err := o.openKeys(stdout)
 	if err != nil {
 		return err
 	}
-	var web *server
-	if o.addr != "" {
-		web, err = newServer(x, keys, o.addr, log)
-		switch {
-		case err == nil:
-			fmt.Fprintf(stdout, "the page is at http://%s/\n", web.addr)
-		case o.mustAddr || !errors.Is(err, syscall.EADDRINUSE):
-			return err
-		default: // what nobody asked for must not keep the exchange from running
-			fmt.Fprintf(stdout, "%s is in use, so there is no page; -addr chooses another address\n", o.addr)
-		}
+	x, err := o.open(ctx, log)
+	if err != nil {
+		return err
+	}
+	web, err := openOn(o, "addr", o.addr, stdout, func() (*server, error) { return newServer(x, keys, o, log) })
+	if err != nil {
+		return err
+	}
+	if web != nil {
+		fmt.Fprintf(stdout, "the page is at http://%s/\n", web.addr)
+	}
+	admin, err := openOn(o, "admin", o.admin, stdout, func() (*site, error) { return openAdmin(x, web, o.admin, log) })
+	if err != nil {
+		return err
+	}
+	if admin != nil {
+		fmt.Fprintf(stdout, "metrics and profiles are at http://%s/\n", admin.addr)
 	}
 	if o.duration > 0 {
 		var cancel context.CancelFunc
@@ -182,7 +198,7 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 
 	s := x.snapshot()
 	// What was written to a connection that broke is Taken, and was not seen.
-	others := web != nil && web.guests.Load() || o.flaky > 0
+	others := web != nil && web.guests.came.Load() || o.flaky > 0
 	rows, mismatches := x.final(s, others, f.gone.Load())
 	fmt.Fprintln(stdout)
 	printTable(stdout, rows)
@@ -192,29 +208,62 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if web != nil {
 		failed = errors.Join(failed, web.close(drain, rows, verdict))
 	}
+	if admin != nil { // it has shown the drain as well
+		failed = errors.Join(failed, admin.close(drain))
+	}
 	return errors.Join(err, failed)
 }
 
-// open returns an exchange with its bus, and what signs its tokens.
-func (o options) open(ctx context.Context, log *slog.Logger) (*exchange, *signer, error) {
+// openOn opens what serves on the address of a flag; nil: nothing does. A default that
+// is in use must not keep the exchange from running: nobody has asked for it.
+func openOn[T any](o options, flag, addr string, stdout io.Writer, open func() (*T, error)) (*T, error) {
+	if addr == "" {
+		return nil, nil
+	}
+	t, err := open()
+	if errors.Is(err, syscall.EADDRINUSE) && !o.asked[flag] {
+		fmt.Fprintf(stdout, "%s is in use, so nothing is served there; -%s chooses another address\n", addr, flag)
+		return nil, nil
+	}
+	return t, err
+}
+
+// openKeys returns what signs the tokens. Unless told otherwise it keeps the key, so
+// that who is signed in stays so when the exchange is started again.
+func (o options) openKeys(stdout io.Writer) (*signer, error) {
+	switch {
+	case o.addr == "", o.asked["key"] && o.key == "": // nobody signs in, or nobody is to stay
+		return newSigner(), nil
+	case o.asked["key"]:
+		return openSigner(o.key)
+	case o.durable != "":
+		return openSigner(filepath.Join(o.durable, "key"))
+	}
+	dir, err := os.UserCacheDir()
+	if err == nil {
+		var s *signer
+		if s, err = openSigner(filepath.Join(dir, "notification-exchange", "key")); err == nil {
+			return s, nil
+		}
+	}
+	fmt.Fprintf(stdout, "who signs in is signed in until this process ends, because there is no key: %v; -key chooses a file\n", err)
+	return newSigner(), nil
+}
+
+// open returns an exchange with its bus.
+func (o options) open(ctx context.Context, log *slog.Logger) (*exchange, error) {
 	if o.durable == "" {
 		b, err := newMemory(notification.BrokerConfig{Logger: log}, o.gatewayConfig(log))
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		x, err := newExchange(o.users, b, "")
-		return x, newSigner(), err
+		return newExchange(o.users, b, "")
 	}
 	b, err := newDurable(ctx, o.durable, o.gatewayConfig(log), log)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	keys, err := openSigner(filepath.Join(o.durable, "key"))
-	if err != nil {
-		return nil, nil, errors.Join(err, b.endServing(ctx))
-	}
-	x, err := newExchange(o.users, b, newRun())
-	return x, keys, err
+	return newExchange(o.users, b, newRun())
 }
 
 // gatewayConfig turns on the history for those who can come back: flaky users

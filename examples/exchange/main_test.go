@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -168,7 +170,7 @@ func TestRun(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var out bytes.Buffer
-			status := run(c.ctx, append([]string{"-addr="}, strings.Fields(c.args)...), &out, &out)
+			status := run(c.ctx, append([]string{"-addr=", "-admin="}, strings.Fields(c.args)...), &out, &out)
 			if status != c.status || !regexp.MustCompile(c.want).Match(out.Bytes()) {
 				t.Errorf("status %d\n%s", status, out.String())
 			}
@@ -202,25 +204,35 @@ func TestAddressInUse(t *testing.T) {
 	defer taken.Close()
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	o, err := parse([]string{"-users=3"}, io.Discard)
-	if err != nil || o.addr != defaultAddr || o.mustAddr {
-		t.Fatalf("%+v, %v", o, err)
+	for _, flag := range []string{"addr", "admin"} {
+		t.Run("the default of -"+flag+" is done without, and said", func(t *testing.T) {
+			args := map[string]string{"addr": "-addr=127.0.0.1:0", "admin": "-admin=127.0.0.1:0", "key": "-key=" + filepath.Join(t.TempDir(), "key")}
+			delete(args, flag)
+			o, err := parse(append(slices.Collect(maps.Values(args)), "-users=3"), io.Discard)
+			if err != nil || o.asked[flag] || flag == "addr" && o.addr != defaultAddr || flag == "admin" && o.admin != defaultAdmin {
+				t.Fatalf("%+v, %v", o, err)
+			}
+			if flag == "addr" {
+				o.addr = taken.Addr().String()
+			} else {
+				o.admin = taken.Addr().String()
+			}
+			var out bytes.Buffer
+			if err := o.run(ended, &out, &out); err != nil || !strings.Contains(out.String(), "is in use, so nothing is served there; -"+flag+" chooses") {
+				t.Error(err, out.String())
+			}
+			if n := strings.Count(out.String(), "at http://127.0.0.1:"); n != 1 {
+				t.Errorf("%d are served\n%s", n, out.String())
+			}
+		})
+		t.Run("a -"+flag+" that was asked for is a must", func(t *testing.T) {
+			o, err := parse([]string{"-users=3", "-key=", "-addr=", "-admin=", "-" + flag + "=" + taken.Addr().String()}, io.Discard)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := o.run(ended, io.Discard, io.Discard); !errors.Is(err, syscall.EADDRINUSE) {
+				t.Error(err)
+			}
+		})
 	}
-	o.addr = taken.Addr().String()
-
-	t.Run("the default is done without", func(t *testing.T) {
-		var out bytes.Buffer
-		if err := o.run(ended, &out, &out); err != nil || !strings.Contains(out.String(), "is in use, so there is no page") {
-			t.Error(err, out.String())
-		}
-	})
-	t.Run("one that was asked for is a must", func(t *testing.T) {
-		o, err := parse([]string{"-users=3", "-addr=" + o.addr}, io.Discard)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := o.run(ended, io.Discard, io.Discard); !errors.Is(err, syscall.EADDRINUSE) {
-			t.Error(err)
-		}
-	})
 }

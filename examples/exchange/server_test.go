@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"io"
@@ -13,49 +14,59 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/examples/exchange/page"
+	"golang.org/x/time/rate"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
 
 func TestSigner(t *testing.T) {
 	s, now := newSigner(), time.Unix(1_700_000_000, 0)
-	token := s.issue("u00001", now.Add(time.Hour))
+	text := s.issue("u00001", now.Add(time.Hour))
 
-	t.Run("a token tells its user and time", func(t *testing.T) {
-		user, expires, err := s.verify(token, now)
-		if user != "u00001" || !expires.Equal(now.Add(time.Hour)) || err != nil {
-			t.Error(user, expires, err)
+	t.Run("a token tells its user and time, and is unlike any other", func(t *testing.T) {
+		got, err := s.verify(text, now)
+		if got.user != "u00001" || !got.expires.Equal(now.Add(time.Hour)) || err != nil {
+			t.Error(got, err)
+		}
+		other, err := s.verify(s.issue("u00001", now.Add(time.Hour)), now)
+		if got.id == "" || got.id == other.id || err != nil {
+			t.Error(got, other, err)
 		}
 	})
 	t.Run("it ends at its time", func(t *testing.T) {
-		if _, _, err := s.verify(token, now.Add(time.Hour)); err == nil {
+		if _, err := s.verify(text, now.Add(time.Hour)); err == nil {
 			t.Error("it was accepted")
 		}
 	})
 	t.Run("changing any byte of it makes it worthless", func(t *testing.T) {
-		for i := range token {
+		for i := range text {
 			for _, c := range []byte("A.|~") {
-				forged := []byte(token)
+				forged := []byte(text)
 				if forged[i] == c {
 					continue
 				}
 				forged[i] = c
-				if _, _, err := s.verify(string(forged), now); err == nil {
+				if _, err := s.verify(string(forged), now); err == nil {
 					t.Errorf("%s was accepted", forged)
 				}
 			}
 		}
 	})
 	t.Run("so does putting another user before the signature", func(t *testing.T) {
-		_, mac, _ := strings.Cut(token, ".")
-		body := base64.RawURLEncoding.EncodeToString([]byte("u00002|1700003600"))
-		if _, _, err := s.verify(body+"."+mac, now); err == nil {
+		body, mac, _ := strings.Cut(text, ".")
+		b, err := base64.RawURLEncoding.DecodeString(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		forged := base64.RawURLEncoding.EncodeToString([]byte(strings.Replace(string(b), "u00001", "u00002", 1)))
+		if _, err := s.verify(forged+"."+mac, now); err == nil {
 			t.Error("it was accepted")
 		}
 	})
 	t.Run("another process's key, and nonsense, are refused", func(t *testing.T) {
-		for _, forged := range []string{newSigner().issue("u00001", now.Add(time.Hour)), "", ".", "a.b", token + ".", strings.Repeat("A", 5000)} {
-			if _, _, err := s.verify(forged, now); err == nil {
+		for _, forged := range []string{newSigner().issue("u00001", now.Add(time.Hour)), "", ".", "a.b", text + ".", strings.Repeat("A", 5000)} {
+			if _, err := s.verify(forged, now); err == nil {
 				t.Errorf("%.40q was accepted", forged)
 			}
 		}
@@ -65,8 +76,13 @@ func TestSigner(t *testing.T) {
 // serve is an exchange of three members with a page and without traffic.
 func serve(t *testing.T) (*exchange, *server) {
 	t.Helper()
-	x := inMemory(t, 3, notification.BrokerConfig{}, options{addr: "yes"}.gatewayConfig(nil))
-	web, err := newServer(x, newSigner(), "127.0.0.1:0", quiet)
+	return serveWith(t, newSigner(), options{addr: "127.0.0.1:0"})
+}
+
+func serveWith(t *testing.T, keys *signer, o options) (*exchange, *server) {
+	t.Helper()
+	x := inMemory(t, 3, notification.BrokerConfig{}, o.gatewayConfig(nil))
+	web, err := newServer(x, keys, o, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,6 +94,28 @@ func serve(t *testing.T) (*exchange, *server) {
 		web.close(t.Context(), nil, "")
 	})
 	return x, web
+}
+
+// administer opens what is the operator's.
+func administer(t *testing.T, x *exchange, web *server) *site {
+	t.Helper()
+	admin, err := openAdmin(x, web, "127.0.0.1:0", quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := admin.close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return admin
+}
+
+// spent is a bucket in which there is nothing for an hour.
+func spent() *rate.Limiter {
+	b := rate.NewLimiter(rate.Every(time.Hour), 1)
+	b.Allow()
+	return b
 }
 
 // ask makes a request and returns the answer and its body.
@@ -248,26 +286,20 @@ func TestServer(t *testing.T) {
 		if answer, text := ask(t, web, "POST", "/api/halt", "", cookie); answer.StatusCode != http.StatusAccepted || !strings.Contains(text, "all-system-P3-3") {
 			t.Error(answer.Status, text)
 		}
-		web.mu.Lock()
-		if web.lastHalt.IsZero() {
+		web.allHalts.mu.Lock()
+		if web.allHalts.buckets[""] == nil {
 			t.Error("it is not remembered")
 		}
-		web.lastHalt = time.Now().Add(patience) // a second may be over before the next request
-		web.mu.Unlock()
+		web.allHalts.buckets[""] = spent() // a second may be over before the next request
+		web.allHalts.mu.Unlock()
 		if answer, text := ask(t, web, "POST", "/api/halt", "", cookie); answer.StatusCode != http.StatusTooManyRequests {
 			t.Error(answer.Status, text)
-		}
-	})
-	t.Run("signing out takes the cookie away", func(t *testing.T) {
-		answer, _ := ask(t, web, "DELETE", "/api/session", "", enter(t, web, "u00001"))
-		if c := answer.Cookies(); answer.StatusCode != http.StatusNoContent || len(c) != 1 || c[0].MaxAge >= 0 {
-			t.Error(answer.Status, c)
 		}
 	})
 	t.Run("the page loads nothing from elsewhere, and says so to the browser", func(t *testing.T) {
 		for _, path := range []string{"/", "/app.js", "/style.css", "/text.js", "/audit.js", "/events.js", "/plot.js", "/notification-client.js", "/icon.svg"} {
 			answer, text := ask(t, web, "GET", path, "", nil)
-			if answer.StatusCode != http.StatusOK || answer.Header.Get("Content-Security-Policy") != contentSecurityPolicy {
+			if answer.StatusCode != http.StatusOK || answer.Header.Get("Content-Security-Policy") != page.Policy {
 				t.Errorf("%s: %s %v", path, answer.Status, answer.Header)
 			}
 			text = strings.ReplaceAll(text, "http://www.w3.org/2000/svg", "")
@@ -275,8 +307,10 @@ func TestServer(t *testing.T) {
 				t.Errorf("%s refers elsewhere, or has what the policy forbids", path)
 			}
 		}
-		if answer, _ := ask(t, web, "GET", "/nothing", "", nil); answer.StatusCode != http.StatusNotFound {
-			t.Error(answer.Status)
+		for _, path := range []string{"/nothing", "/page.go"} {
+			if answer, _ := ask(t, web, "GET", path, "", nil); answer.StatusCode != http.StatusNotFound {
+				t.Error(path, answer.Status)
+			}
 		}
 	})
 	t.Run("the stats tell only the samples that are new", func(t *testing.T) {
@@ -295,17 +329,29 @@ func TestServer(t *testing.T) {
 			}
 		}
 	})
-	t.Run("metrics and profiles are there for the operator", func(t *testing.T) {
-		if _, text := ask(t, web, "GET", "/metrics", "", nil); !strings.Contains(text, `notification_`) || !strings.Contains(text, "go_goroutines") {
-			t.Errorf("%.300s", text)
+	t.Run("metrics and profiles are for the operator, on a listener of their own", func(t *testing.T) {
+		admin := administer(t, x, web)
+		for path, want := range map[string]string{
+			"/metrics":                         "notification_broker_published_total",
+			"/debug/pprof/goroutine?debug=1":   "goroutine profile",
+			"/debug/pprof/cmdline":             "exchange",
+			"/debug/pprof/profile?seconds=0.1": "",
+		} {
+			if answer, text := ask(t, web, "GET", path, "", nil); answer.StatusCode != http.StatusNotFound {
+				t.Errorf("the page's listener has %s: %s\n%.300s", path, answer.Status, text)
+			}
+			answer, err := http.Get("http://" + admin.addr + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := io.ReadAll(answer.Body)
+			answer.Body.Close()
+			if answer.StatusCode != http.StatusOK || err != nil || !strings.Contains(string(text), want) {
+				t.Errorf("%s: %s, %v\n%.300s", path, answer.Status, err, text)
+			}
 		}
-		if answer, _ := ask(t, web, "GET", "/debug/pprof/goroutine?debug=1", "", nil); answer.StatusCode != http.StatusOK {
-			t.Error(answer.Status)
-		}
-		w := httptest.NewRecorder()
-		r := httptest.NewRequest("GET", "/debug/pprof/heap", nil) // from 192.0.2.1
-		if web.handler().ServeHTTP(w, r); w.Code != http.StatusForbidden {
-			t.Error("from elsewhere:", w.Code)
+		if answer, err := http.Get("http://" + admin.addr + "/api/stats"); err != nil || answer.Body.Close() != nil || answer.StatusCode != http.StatusNotFound {
+			t.Error("the operator's listener has what is the page's:", answer, err)
 		}
 	})
 	t.Run("it is alive throughout, and not ready while it drains", func(t *testing.T) {
