@@ -220,12 +220,15 @@ func TestDocLogs(t *testing.T) {
 func TestDocOperating(t *testing.T) {
 	call := regexp.MustCompile(`[lL]og(?:ger)?\.(Debug|Info|Warn|Error)\((\w*)(?:"([^"]+)")?`)
 	note := regexp.MustCompile(`fullLog\.Note\(h\.log, "([^"]+)"`)
+	library := []string{"..", "../web", "../wsgateway", "../ssegateway", "../internal/door"}
 	for page, of := range map[string]struct {
-		dirs  []string
-		least int
+		heading string
+		dirs    []string
+		least   int
 	}{
-		"../docs/operating.md":    {[]string{"..", "../web", "../wsgateway", "../ssegateway", "../internal/door"}, 29},
-		"../natslog/OPERATING.md": {[]string{"../natslog"}, 14},
+		"../docs/operating.md":       {"Log lines", library, 29},
+		"../docs/operating.zh-CN.md": {"日志", library, 29},
+		"../natslog/OPERATING.md":    {"Log lines", []string{"../natslog"}, 14},
 	} {
 		want := map[string]string{}
 		for _, dir := range of.dirs {
@@ -243,7 +246,7 @@ func TestDocOperating(t *testing.T) {
 				}
 			}
 		}
-		_, section, _ := strings.Cut(readFile(t, page), "\n## Log lines\n")
+		_, section, _ := strings.Cut(readFile(t, page), "\n## "+of.heading+"\n")
 		section, _, _ = strings.Cut(section, "\n## ")
 		got := map[string]string{}
 		for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| (\\w+) \\|").FindAllStringSubmatch(section, -1) {
@@ -258,28 +261,30 @@ func TestDocOperating(t *testing.T) {
 // TestDocAlerts: docs/operating.md says of every alert where to go on, and its metrics
 // are some.
 func TestDocAlerts(t *testing.T) {
-	page, metrics := readFile(t, "../docs/operating.md"), readFile(t, "../promstats/README.md")
-	_, table, _ := strings.Cut(page, "\n| alert | section |\n|---|---|\n")
-	table, _, _ = strings.Cut(table, "\n\n")
-	alert := regexp.MustCompile(`Notification[A-Z]\w+`)
+	metrics := readFile(t, "../promstats/README.md")
 	want := map[string]bool{}
 	for _, m := range regexp.MustCompile(`(?m)^\s+- alert: (\w+)$`).FindAllStringSubmatch(readFile(t, "../promstats/alerts.yml"), -1) {
 		want[m[1]] = true
 	}
-	got := map[string]bool{}
-	for _, name := range alert.FindAllString(table, -1) {
-		got[name] = true
-	}
-	if !maps.Equal(got, want) || len(want) < 8 {
-		t.Errorf("the page has %v, alerts.yml %v", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
-	}
-	named := regexp.MustCompile("`(notification_[a-z_]+)`").FindAllStringSubmatch(page, -1)
-	if len(named) < 15 {
-		t.Errorf("only %d metrics were found", len(named))
-	}
-	for _, m := range named {
-		if !strings.Contains(metrics, "| "+m[0]+" |") {
-			t.Errorf("there is no metric %s", m[1])
+	for path, head := range map[string]string{"../docs/operating.md": "| alert | section |", "../docs/operating.zh-CN.md": "| 告警 | 小节 |"} {
+		page := readFile(t, path)
+		_, table, _ := strings.Cut(page, "\n"+head+"\n")
+		table, _, _ = strings.Cut(table, "\n\n")
+		got := map[string]bool{}
+		for _, name := range regexp.MustCompile(`Notification[A-Z]\w+`).FindAllString(table, -1) {
+			got[name] = true
+		}
+		if !maps.Equal(got, want) || len(want) < 8 {
+			t.Errorf("%s has %v, alerts.yml %v", path, slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
+		}
+		named := regexp.MustCompile("`(notification_[a-z_]+)`").FindAllStringSubmatch(page, -1)
+		if len(named) < 15 {
+			t.Errorf("%s: only %d metrics were found", path, len(named))
+		}
+		for _, m := range named {
+			if !strings.Contains(metrics, "| "+m[0]+" |") {
+				t.Errorf("%s: there is no metric %s", path, m[1])
+			}
 		}
 	}
 }
