@@ -90,10 +90,27 @@ func serve(t *testing.T, with ...func(*wsgateway.Config)) *server {
 		cancel()
 		_ = s.handler.Shutdown(ended)
 		h.Close()
+		s.awaitRest(t)
 		http.DefaultClient.CloseIdleConnections()
 	})
 	s.url = "ws" + strings.TrimPrefix(h.URL, "http") + "/notifications?"
 	return s
+}
+
+// awaitRest waits until nothing is under way to a client that has left: a Gateway
+// that is shut down meanwhile says that it was lost.
+func (s *server) awaitRest(t *testing.T) {
+	busy := func() int {
+		st := s.gateway.Stats()
+		n := st.Sessions
+		for _, lane := range st.Lanes {
+			n += lane.Pending
+		}
+		return n
+	}
+	for give := time.Now().Add(patience); busy() > 0; <-time.After(time.Millisecond) {
+		require.True(t, time.Now().Before(give), "there are sessions, or Pushes")
+	}
 }
 
 // RegisterSession makes the Handler's sessions at the Gateway, each behind the

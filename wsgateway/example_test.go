@@ -101,6 +101,15 @@ func (x *exchange) stop() error {
 	return err
 }
 
+// awaitNobody returns when the Gateway knows that every client has left. Until
+// then it sends to those that are gone as well, and what it is about to send them
+// when it is shut down counts as lost on the way down.
+func (x *exchange) awaitNobody() {
+	for x.gateway.Stats().Sessions > 0 {
+		<-time.After(time.Millisecond)
+	}
+}
+
 // dial connects as a browser would, and asks for batches.
 func dial(ctx context.Context, addr string, query url.Values) (*websocket.Conn, error) {
 	ws, _, err := websocket.Dial(ctx, "ws://"+addr+"/notifications?"+query.Encode(), &websocket.DialOptions{
@@ -235,6 +244,7 @@ func Example_resume() {
 	ws := connect()
 	receive(ws, "live")
 	_ = ws.CloseNow() // the network fails
+	x.awaitNobody()
 	publish("order-1")
 	publish("order-2")
 

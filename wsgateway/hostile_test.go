@@ -511,7 +511,7 @@ func TestHostileConnections(t *testing.T) {
 	s := newServer(t, ln, notification.GatewayConfig{}, cfg)
 	s.headers = time.Second
 	s.listen(ln)
-	t.Cleanup(s.noSessions)
+	t.Cleanup(s.atRest)
 	other := s.patient() // for the honest client
 	require.NoError(t, s.dial("first", false, "").ws.CloseNow())
 	eventually(t, "all that serves, and nobody else", func() bool { return s.gateway.Stats().Ended.Closed == 1 && taken(s) == 0 })

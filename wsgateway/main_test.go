@@ -159,7 +159,7 @@ func serveOn(t testing.TB, ln net.Listener, g notification.GatewayConfig, cfg Co
 	t.Helper()
 	s := newServer(t, ln, g, cfg)
 	s.listen(ln)
-	t.Cleanup(s.noSessions) // that the Gateway would have to serve on its way down
+	t.Cleanup(s.atRest) // for what is under way to who has left is lost on the way down
 	return s
 }
 
@@ -263,6 +263,19 @@ func taken(s *server) int {
 func (s *server) noSessions() {
 	s.t.Helper()
 	eventually(s.t, "no sessions", func() bool { return s.gateway.Stats().Sessions == 0 })
+}
+
+// atRest waits until there are no sessions, and no Push to one that has ended.
+func (s *server) atRest() {
+	s.t.Helper()
+	eventually(s.t, "no sessions, and nothing under way", func() bool {
+		st := s.gateway.Stats()
+		pending := 0
+		for _, l := range st.Lanes {
+			pending += l.Pending
+		}
+		return st.Sessions == 0 && pending == 0
+	})
 }
 
 // A client is well behaved.

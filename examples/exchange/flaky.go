@@ -58,7 +58,7 @@ type bird struct {
 // A line is somebody's network.
 type line struct {
 	mu    sync.Mutex
-	conn  net.Conn  // guarded by mu: that was made last
+	conn  net.Conn  // guarded by mu: that was made last; nil once it was cut
 	until time.Time // guarded by mu: there is no network until then
 }
 
@@ -92,6 +92,7 @@ func (l *line) cut(away time.Duration) {
 	l.until = time.Now().Add(away)
 	if l.conn != nil {
 		l.conn.Close()
+		l.conn = nil
 	}
 }
 
@@ -100,6 +101,13 @@ func (l *line) mend() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.until = time.Time{}
+}
+
+// up reports whether there is a connection that was not cut.
+func (l *line) up() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.conn != nil
 }
 
 // newFlock lets the first members go on over WebSockets, from where they are. close
@@ -230,12 +238,34 @@ func (f *flock) run(ctx context.Context) {
 }
 
 // home mends all lines, once run has ended, and waits until everybody is back and has
-// what was missed.
+// what was missed. Of a line that was cut a moment ago neither its client nor the
+// server may know yet: the one would not come back in time, and the other loses what
+// it sends there on the way down.
 func (f *flock) home(ctx context.Context) error {
 	for _, b := range f.birds {
 		b.line.mend()
 	}
-	return f.await(ctx, len(f.birds))
+	for _, b := range f.birds {
+		if err := poll(ctx, b.line.up); err != nil {
+			return err
+		}
+	}
+	if err := f.await(ctx, len(f.birds)); err != nil {
+		return err
+	}
+	return poll(ctx, func() bool { return f.web.Stats().Connections == len(f.birds) })
+}
+
+// poll waits for what has no channel to wait on.
+func poll(ctx context.Context, holds func() bool) error {
+	for !holds() {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // close waits until everybody has had all that there was before the Gateway said that

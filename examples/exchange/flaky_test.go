@@ -36,14 +36,7 @@ func TestFlock(t *testing.T) {
 		t.Helper()
 		f.birds[0].line.cut(time.Hour)
 		within(t, func(ctx context.Context) error {
-			for f.live.Load() > 1 || connected(x, 0) {
-				select {
-				case <-time.After(time.Millisecond):
-				case <-ctx.Done():
-					return ctx.Err()
-				}
-			}
-			return nil
+			return poll(ctx, func() bool { return f.live.Load() <= 1 && !connected(x, 0) })
 		})
 	}
 	end := func(t *testing.T, x *exchange, f *flock) {
@@ -73,6 +66,16 @@ func TestFlock(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 		}
+	})
+	t.Run("who was cut a moment ago is waited for", func(t *testing.T) {
+		x, f := gather(t, 1000)
+		within(t, f.home)
+		f.birds[0].line.cut(0)
+		within(t, f.home)
+		if whole := f.whole.Load(); whole != 1 {
+			t.Errorf("came back %d times", whole)
+		}
+		end(t, x, f)
 	})
 	t.Run("who comes back too late is told, and the table says what was lost", func(t *testing.T) {
 		x, f := gather(t, 1)
