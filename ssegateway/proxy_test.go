@@ -187,7 +187,7 @@ const backendEnv = "SSEGATEWAY_TEST_BACKEND"
 const drainTime = 2 * time.Second
 
 // backend is the main function of a process that is a server, until its stdin
-// ends. It goes down as README says.
+// ends. It goes down as docs/operating.md says.
 func backend(addr string) int {
 	err := func() error {
 		broker, err := notification.NewBroker(notification.BrokerConfig{})
