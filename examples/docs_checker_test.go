@@ -272,29 +272,16 @@ func (c *checker) takes(program string, args []string) error {
 	return err
 }
 
-// flag reports whether a page may name a flag: it is of a program that the page runs,
-// of any if the page runs none, or of the tests beside it.
-func (c *checker) flag(page, name string, all []command) bool {
-	if testing.Short() || name == "h" || goFlags().Lookup(name) != nil || c.goFiles(path.Dir(page)).flags[name] != nil {
-		return true
+// flag reports whether a page may name a flag: it is of a program that some page runs,
+// of go test, or of the tests beside the page.
+func (c *checker) flag(page, name string) bool {
+	known := testing.Short() || name == "h" || goFlags().Lookup(name) != nil || c.goFiles(path.Dir(page)).flags[name] != nil
+	for _, program := range c.programs {
+		h, _ := c.help(program, nil)
+		_, has := h.flags[name]
+		known = known || has
 	}
-	own, any := false, false
-	for _, cmd := range all {
-		for _, dir := range cmd.dirs {
-			if program := c.programs[mainPackage(dir, cmd)]; program != "" {
-				h, _ := c.help(program, nil)
-				_, has := h.flags[name]
-				any = any || has
-				if cmd.page == page {
-					own = true
-					if has {
-						return true
-					}
-				}
-			}
-		}
-	}
-	return any && !own
+	return known
 }
 
 // A help is what a program says with -h.

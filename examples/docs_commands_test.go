@@ -82,11 +82,11 @@ func TestDocCommands(t *testing.T) {
 			t.Errorf("it is listed, and on no page: %s", text)
 		}
 	})
-	t.Run("a flag that a page names is one of its programs, or of the tests beside it", func(t *testing.T) {
+	t.Run("a flag that a page names is one of a program, or of the tests beside it", func(t *testing.T) {
 		for _, page := range pages {
 			for _, p := range page.pieces {
 				for _, s := range p.spans() {
-					if m := flagSpan.FindStringSubmatch(s); m != nil && !check.flag(page.path, m[1], found) {
+					if m := flagSpan.FindStringSubmatch(s); m != nil && !check.flag(page.path, m[1]) {
 						t.Errorf("%s: there is no %s", page.path, s)
 					}
 				}
