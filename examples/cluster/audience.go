@@ -35,7 +35,7 @@ type member struct {
 
 	mu       sync.Mutex
 	ids      []string       // guarded by mu
-	last     map[string]int // guarded by mu: by publisher and lane: the place of the last that came
+	last     map[string]int // guarded by mu: by stream: the number of the last that came
 	disorder int            // guarded by mu
 	stopped  error          // guarded by mu
 }
@@ -46,7 +46,7 @@ func newAudience(n int, url string) *audience {
 	for i := range n {
 		m := &member{a: a, user: userName(i), last: make(map[string]int)}
 		client, err := notificationclient.New(notificationclient.Config{
-			URL:             url + "/?user=" + m.user,
+			URL:             url + "/ws?user=" + m.user,
 			OnNotifications: m.take,
 			Snapshot:        m.snapshot,
 			OnState:         m.change,
@@ -79,10 +79,11 @@ func (m *member) take(_ context.Context, batch notificationclient.Batch) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, n := range batch.Notifications {
-		m.ids = append(m.ids, strings.Clone(n.ID))
-		publisher, place, _ := strings.Cut(n.ID, "-")
-		stream := publisher + " " + n.Priority.String()
-		at, _ := strconv.Atoi(place)
+		id := strings.Clone(n.ID)
+		m.ids = append(m.ids, id)
+		dash := strings.LastIndexByte(id, '-')
+		stream := id[:dash]
+		at, _ := strconv.Atoi(id[dash+1:])
 		if at < m.last[stream] {
 			m.disorder++
 		}
@@ -144,7 +145,7 @@ func readLedger(name func(int) string) (ledger, error) {
 			if l[e.user] == nil {
 				l[e.user] = make(map[string]bool)
 			}
-			l[e.user][strconv.Itoa(i)+"-"+strconv.Itoa(e.n)] = true
+			l[e.user][e.id(strconv.Itoa(i))] = true
 		}
 	}
 	return l, nil

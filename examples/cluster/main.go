@@ -4,6 +4,10 @@
 // end each client must have every notification of its user once, in order.
 //
 //	go run ./examples/cluster -duration 60s
+//	go run ./examples/cluster -addr 127.0.0.1:8082 -duration 0 -every 0
+//
+// The second one has a page, which shows at which edge it is, and kills that if told
+// to.
 package main
 
 import (
@@ -42,17 +46,25 @@ func run() error {
 		return roles[os.Args[1]](ctx, os.Args[2:])
 	}
 	var c config
-	flag.DurationVar(&c.duration, "duration", time.Minute, "for how long things are killed")
-	flag.DurationVar(&c.every, "every", 3*time.Second, "how often")
+	flag.DurationVar(&c.duration, "duration", time.Minute, "for how long things are killed; 0: until Ctrl-C")
+	flag.DurationVar(&c.every, "every", 3*time.Second, "how often; 0: never")
 	flag.IntVar(&c.clients, "clients", 1000, "clients, each a user")
 	flag.IntVar(&c.rate, "rate", 1000, "notifications that each publisher publishes in a second")
+	flag.StringVar(&c.addr, "addr", "", "loopback `address` of a page for a browser; default: none")
 	flag.StringVar(&c.dir, "dir", "", "where everything is stored; default: a temporary folder")
 	flag.Parse()
 	switch {
 	case flag.NArg() > 0:
 		return fmt.Errorf("what is %q?", flag.Arg(0))
-	case c.duration <= 0, c.every <= 0, c.clients <= 0, c.rate <= 0:
-		return errors.New("-duration, -every, -clients and -rate must be over 0")
+	case c.duration < 0, c.every < 0:
+		return errors.New("-duration and -every must not be negative")
+	case c.clients <= 0, c.rate <= 0:
+		return errors.New("-clients and -rate must be over 0")
+	}
+	if c.addr != "" {
+		if err := checkLoopback(c.addr); err != nil {
+			return err
+		}
 	}
 	if c.dir == "" {
 		dir, err := os.MkdirTemp("", "cluster")
@@ -69,12 +81,12 @@ func run() error {
 type config struct {
 	duration, every time.Duration
 	clients, rate   int
-	dir             string
+	addr, dir       string
 }
 
 const (
 	publishers = 2
-	edges      = 3
+	numEdges   = 3
 	// settle is how long what was published may take to the last client, once
 	// nothing is killed any more, and how long a process may take to end in order.
 	settle = 3 * time.Minute
@@ -82,7 +94,7 @@ const (
 
 // run starts everything, lets the killer loose and judges.
 func (c *config) run(ctx context.Context) error {
-	ports, err := freePorts(1 + edges)
+	ports, err := freePorts(1 + numEdges)
 	if err != nil {
 		return err
 	}
@@ -98,10 +110,13 @@ func (c *config) run(ctx context.Context) error {
 		return err
 	}
 	defer balancer.close()
+	var edges []*process
 	for i, addr := range ports[1:] {
-		if _, err := all.start("edge", strconv.Itoa(i), url, addr); err != nil {
+		edge, err := all.start("edge", strconv.Itoa(i), url, addr)
+		if err != nil {
 			return err
 		}
+		edges = append(edges, edge)
 	}
 	audience := newAudience(c.clients, "ws://"+balancer.addr())
 	defer audience.close()
@@ -115,10 +130,26 @@ func (c *config) run(ctx context.Context) error {
 		}
 	}
 
+	var stats *statistics // of the page
+	if c.addr != "" {
+		stats = newStatistics(audience, c.outbox)
+		front, err := newFront(c.addr, edges, ports[1:], c.clients, stats)
+		if err != nil {
+			return err
+		}
+		defer front.close()
+		fmt.Printf("the page is at http://%s/\n", front.addr)
+	}
 	show := newDisplay(&all, audience)
-	end := time.After(c.duration)
-	kill := time.NewTicker(c.every)
-	defer kill.Stop()
+	var end, kill <-chan time.Time // nil: never
+	if c.duration > 0 {
+		end = time.After(c.duration)
+	}
+	if c.every > 0 {
+		every := time.NewTicker(c.every)
+		defer every.Stop()
+		kill = every.C
+	}
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
 	for going := true; going; {
@@ -127,16 +158,20 @@ func (c *config) run(ctx context.Context) error {
 			going = false
 		case <-end:
 			going = false
-		case <-kill.C:
+		case <-kill:
 			all.killOne()
 		case <-second.C:
 			show.refresh()
+			if stats != nil {
+				if err := stats.sample(); err != nil {
+					return err
+				}
+			}
 		}
 		if err := all.failure(); err != nil {
 			return err
 		}
 	}
-	kill.Stop()
 
 	// Whatever is down comes back; publishers finish what their outboxes hold.
 	all.settle()

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -9,9 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -55,21 +52,18 @@ func openLog(ctx context.Context, url string) (*natslog.Log, error) {
 
 // runEdge is an edge: a door for clients, which opens when it is warm.
 func runEdge(ctx context.Context, args []string) error {
-	id, url, addr := args[0], args[1], args[2]
+	name, url, addr := edgeName(args[0]), args[1], args[2]
 	log, err := openLog(ctx, url)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	edge, err := log.NewEdge("edge-"+id, natslog.EdgeConfig{Gateway: notification.GatewayConfig{Logger: slog.Default()}})
+	edge, err := log.NewEdge(name, natslog.EdgeConfig{Gateway: notification.GatewayConfig{Logger: slog.Default()}})
 	if err != nil {
 		return err
 	}
 	sockets, err := wsgateway.New(edge, wsgateway.Config{
-		// What the URL says is believed: this is a demonstration.
-		Authenticate: func(r *http.Request) (wsgateway.Identity, error) {
-			return wsgateway.Identity{UserID: r.URL.Query().Get("user")}, nil
-		},
+		Authenticate:      authenticate,
 		HeartbeatInterval: 2 * time.Second,
 		Logger:            slog.Default(),
 	})
@@ -92,7 +86,10 @@ func runEdge(ctx context.Context, args []string) error {
 	if err != nil {
 		return errors.Join(err, down())
 	}
-	server := &http.Server{Handler: sockets, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second}
+	mux := http.NewServeMux()
+	mux.Handle("GET /ws", sockets)
+	mux.HandleFunc("GET /api/session", func(w http.ResponseWriter, r *http.Request) { tellSession(w, r, name) })
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second}
 	running.Go(func() { _ = server.Serve(l) }) // ends with Shutdown, below
 	ready()
 	<-ctx.Done()
@@ -136,16 +133,17 @@ func runPublisher(ctx context.Context, args []string) error {
 	defer tick.Stop()
 	for began, said := time.Now(), 0; ctx.Err() == nil; {
 		for due := int(time.Since(began).Seconds() * float64(rate)); said < due; said++ {
-			e := entry{n: box.last + 1, lane: notification.P1, user: userName(rand.IntN(users))}
+			to := stream{notification.P1, userName(rand.IntN(users))}
 			switch r := rand.IntN(1000); {
 			case r == 0:
-				e.lane, e.user = notification.P3, notification.AllUsers
+				to = stream{notification.P3, notification.AllUsers}
 			case r < 20:
-				e.lane = notification.P0
+				to.lane = notification.P0
 			case r < 200:
-				e.lane = notification.P2
+				to.lane = notification.P2
 			}
-			if err := box.write(e); err != nil {
+			e, err := box.write(to)
+			if err != nil {
 				return err
 			}
 			box.publish(p, name, e)
@@ -155,107 +153,8 @@ func runPublisher(ctx context.Context, args []string) error {
 	return within(settle, p.Shutdown) // until all of it is in the log
 }
 
-func userName(i int) string { return "user" + strconv.Itoa(i) }
+// userName is the ID of a user, from 0.
+func userName(i int) string { return fmt.Sprintf("u%05d", i+1) }
 
-// An entry is one notification in an outbox, the n-th.
-type entry struct {
-	n    int
-	lane notification.Priority
-	user string
-}
-
-// An outbox is a file of lines: "n lane user" for what is to be published, and "+n"
-// when that is in the log.
-type outbox struct {
-	file *os.File
-	open []entry // without a mark
-	last int
-}
-
-func openOutbox(name string) (*outbox, error) {
-	entries, done, err := readOutbox(name)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	b := new(outbox)
-	for _, e := range entries {
-		b.last = e.n
-		if !done[e.n] {
-			b.open = append(b.open, e)
-		}
-	}
-	b.file, err = os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-	return b, err
-}
-
-// readOutbox returns all entries, in order, and which of them are in the log.
-func readOutbox(name string) (entries []entry, done map[int]bool, err error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer f.Close()
-	done = make(map[int]bool)
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if mark, ok := strings.CutPrefix(lines.Text(), "+"); ok {
-			n, err := strconv.Atoi(mark)
-			if err != nil {
-				return nil, nil, err
-			}
-			done[n] = true
-			continue
-		}
-		var e entry
-		if _, err := fmt.Sscan(lines.Text(), &e.n, (*uint8)(&e.lane), &e.user); err != nil {
-			return nil, nil, fmt.Errorf("%s: %q: %w", name, lines.Text(), err)
-		}
-		entries = append(entries, e)
-	}
-	return entries, done, lines.Err()
-}
-
-// write is one call of the system each time: a process that is killed has written
-// a line, or not.
-func (b *outbox) write(e entry) error {
-	b.last = e.n
-	_, err := fmt.Fprintf(b.file, "%d %d %s\n", e.n, e.lane, e.user)
-	return err
-}
-
-// publish waits for room, and no longer.
-func (b *outbox) publish(p *natslog.Publisher, name string, e entry) {
-	n := notification.New(e.user, payload(e), "publisher-"+name)
-	n.ID, n.Priority = name+"-"+strconv.Itoa(e.n), e.lane
-	for {
-		err := p.Publish(n, func(err error) {
-			if err == nil {
-				_, err = fmt.Fprintf(b.file, "+%d\n", e.n)
-			}
-			if err != nil {
-				slog.Error("a notification stays in the outbox", "n", e.n, "error", err)
-			}
-		})
-		switch {
-		case err == nil:
-			return
-		case !errors.Is(err, notification.ErrQueueFull):
-			slog.Error("a notification stays in the outbox", "n", e.n, "error", err)
-			return
-		}
-		time.Sleep(10 * time.Millisecond) // the server is away: the lane is full
-	}
-}
-
-func payload(e entry) notification.Payload {
-	id := strconv.Itoa(e.n)
-	switch {
-	case e.user == notification.AllUsers:
-		return notification.SystemNotice{Title: "notice " + id, Content: "for everybody", Level: "info"}
-	case e.lane == notification.P0:
-		return notification.RiskAlert{UserID: e.user, AlertType: "margin", Severity: "high", Message: id, RiskRatio: 0.9}
-	case e.lane == notification.P2:
-		return notification.AccountUpdate{UserID: e.user, Balance: float64(e.n), Available: float64(e.n) / 2}
-	}
-	return notification.TradeExecuted{TradeID: id, OrderID: "o" + id, InstrumentID: "SHFE.cu2512", Direction: "BUY", Offset: "OPEN", Price: 50_000, Volume: 1}
-}
+// edgeName is the name of an edge, from 0.
+func edgeName(id string) string { return "edge-" + id }
