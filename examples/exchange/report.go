@@ -48,7 +48,8 @@ func (s snapshot) delivered() (n uint64) {
 }
 
 // handed is what the Broker has put into the Gateway's inbox.
-func (s snapshot) handed() (n uint64) {
+func (s snapshot) handed() uint64 {
+	n := s.broker.Departed.Handed
 	for _, r := range s.broker.Receivers {
 		n += r.Handed
 	}
@@ -110,6 +111,9 @@ type loss struct {
 	N    uint64 `json:"n"`
 	What string `json:"what"`
 }
+
+// tooLate is a loss that only the clients know of.
+const tooLate = "clients came back too late for the history"
 
 func (l loss) String() string { return count(l.N) + " " + l.What }
 
@@ -222,9 +226,9 @@ func (x *exchange) live(s snapshot) []laneReport {
 
 // final is the table after drain, from what the clients themselves have seen,
 // and everything in it that does not add up. guests says that there were other
-// sessions beside the clients', tooLate how many clients were told that the
+// sessions beside the clients', gone how many clients were told that the
 // history did not reach back to where they had been.
-func (x *exchange) final(s snapshot, guests bool, tooLate uint64) (rows []laneReport, mismatches []string) {
+func (x *exchange) final(s snapshot, guests bool, gone uint64) (rows []laneReport, mismatches []string) {
 	wrong := func(format string, args ...any) {
 		mismatches = append(mismatches, fmt.Sprintf(format, args...))
 	}
@@ -244,8 +248,8 @@ func (x *exchange) final(s snapshot, guests bool, tooLate uint64) (rows []laneRe
 		r.Delivered, r.Lost = seen[p], r.Due-seen[p]
 		if r.Lost == 0 {
 			r.Reasons = nil
-		} else if tooLate > 0 {
-			r.Reasons = append(r.Reasons, loss{tooLate, "clients came back too late for the history"})
+		} else if gone > 0 {
+			r.Reasons = append(r.Reasons, loss{gone, tooLate})
 		}
 		lost += r.Lost
 		taken += g.Received + g.Discarded
