@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -147,7 +148,7 @@ func market(t *testing.T, users int, rate float64) (x *exchange, web *server, st
 	if err != nil {
 		t.Fatal(err)
 	}
-	web.hangUpTime, web.tellTime = patience, patience // the page may be slow to answer, and to ask
+	web.tellTime = patience // the page may be slow to ask
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &driver{done: make(chan struct{})}
 	e := newEngine(users, 1, newBurst(x))
@@ -164,7 +165,11 @@ func market(t *testing.T, users int, rate float64) (x *exchange, web *server, st
 		web.drain()
 		end, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		if err := x.drain(end, web.hangUp); err != nil {
+		// As web.hangUp, but a page may be slow to answer.
+		hangUp := func(context.Context) error {
+			return errors.Join(web.web.Shutdown(context.Background()), web.events.Shutdown(context.Background()))
+		}
+		if err := x.drain(end, hangUp); err != nil {
 			t.Error(err)
 		}
 		rows, mismatches := x.final(x.snapshot(), true, 0)
@@ -186,16 +191,26 @@ func signInAt(addr, query, user string) step {
 	return chromedp.Steps(
 		chromedp.Navigate("http://"+addr+"/"+query),
 		until(`!document.getElementById("sign-in").hidden`),
+		enterAs(user),
+	)
+}
+
+// enterAs fills in the form of the sign-in and sends it.
+func enterAs(user string) step {
+	return chromedp.Steps(
 		chromedp.Evaluate[chromedp.Void](fmt.Sprintf("document.getElementById('name').value = %q", user)),
 		click("#sign-in button"),
 	)
 }
 
-// scheme has the system prefer "light" or "dark".
+// scheme has the system prefer "light" or "dark", and that nothing moves.
 func scheme(name string) step {
 	return chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
 		_, err := cdp.Call(ctx, target, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
-			Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: name}},
+			Features: []*emulation.MediaFeature{
+				{Name: "prefers-color-scheme", Value: name},
+				{Name: "prefers-reduced-motion", Value: "reduce"},
+			},
 		})
 		return err
 	})
