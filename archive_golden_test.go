@@ -73,6 +73,7 @@ func refusedSpecimens(t testing.TB) map[string][]byte {
 		head := at(12, byte(len(id)), byte(len(id)>>8), byte(len(user)), byte(len(user)>>8))
 		return sized(slices.Concat(head[:50], []byte(id+user), head[50+46:]))
 	}
+	next := fmt.Sprintf("4-type-%d", numTypes) // of a type that may come
 	return map[string][]byte{
 		"1-empty":              {},
 		"1-header-cut-off":     b[:25],
@@ -88,7 +89,7 @@ func refusedSpecimens(t testing.TB) map[string][]byte {
 		"3-size-over-2-MiB":    at(4, 1, 0, 32, 0),
 		"3-size-greatest":      at(4, 0xff, 0xff, 0xff, 0xff),
 		"4-type-0":             at(24, 0),
-		"4-type-20":            at(24, 20),
+		next:                   at(24, byte(numTypes)),
 		"4-priority-4":         at(25, 4),
 		"4-fields-cut-off":     sized(bytes.Clone(b[:49])),
 		"5-a-length-too-long":  at(34, 9),

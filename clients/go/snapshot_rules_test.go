@@ -224,7 +224,7 @@ func TestSnapshotRules(t *testing.T) {
 		}
 		require.Equal(t, exchange, client)
 	}
-	require.Len(t, seen, int(notification.TypeMarketHalt), "every type came")
+	require.Equal(t, fmt.Sprintf("Type(%d)", len(seen)+1), notification.Type(len(seen)+1).String(), "every type came, and there are no more")
 }
 
 func TestSnapshotPage(t *testing.T) {
