@@ -1,8 +1,8 @@
 package notificationclient
 
 import (
-	"fmt"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
