@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"regexp"
 	"strings"
 	"time"
 
@@ -112,6 +113,10 @@ func (r release) ready(ms []module) (branch string, err error) {
 	if branch == "" {
 		wrong = append(wrong, errors.New("HEAD is on no branch"))
 	}
+	for _, name := range clientPackages {
+		_, err := r.versioned(name)
+		wrong = append(wrong, err)
+	}
 	_, err = r.changelog()
 	wrong = append(wrong, err, r.follows(strings.Fields(tags)), obtainable(ms))
 	return strings.TrimSpace(branch), errors.Join(wrong...)
@@ -140,6 +145,15 @@ func (r release) commit(ctx context.Context, ms []module) error {
 			return err
 		}
 	}
+	for _, name := range clientPackages {
+		text, err := r.versioned(name)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(r.join(name), text, 0o644); err != nil {
+			return err
+		}
+	}
 	text, err := r.changelog()
 	if err != nil {
 		return err
@@ -161,6 +175,21 @@ func (r release) commit(ctx context.Context, ms []module) error {
 func (r release) restore() error {
 	_, err := r.git("reset", "--hard")
 	return err
+}
+
+// clientPackages are where the clients that are no modules of Go have their version:
+// behind their name.
+var clientPackages = []string{"clients/typescript/package.json", "clients/typescript/package-lock.json", "clients/python/pyproject.toml"}
+
+var clientVersion = regexp.MustCompile(`(\bname"?(?:: | = )"(?:@qaexchange/)?notification-client",?\n\s*"?version"?(?:: | = )")[^"]*`)
+
+// versioned returns the text of one of clientPackages with the version.
+func (r release) versioned(name string) ([]byte, error) {
+	text, err := os.ReadFile(r.join(name))
+	if err == nil && !clientVersion.Match(text) {
+		err = fmt.Errorf("%s: no version of the client is there", name)
+	}
+	return clientVersion.ReplaceAll(text, []byte("${1}"+strings.TrimPrefix(r.version, "v"))), err
 }
 
 // changelog returns the text of CHANGELOG.md in which what is unreleased has

@@ -34,6 +34,9 @@ func scratch(t *testing.T) release {
 	r.write(t, "clients/conformance/go.mod", "module example.org/x/clients/conformance\n\ngo 1.26.0\n\nrequire example.org/x/clients/go v0.1.0\n")
 	r.write(t, "a/testdata/server/go.mod", "module example.org/x/a/testdata/server\n\ngo 1.26.0\n\nrequire example.org/x v0.1.0\n")
 	r.write(t, "CHANGELOG.md", "# Changelog\n\n## [Unreleased]\n\n### Fixed\n\n- It.\n\n## [0.1.0] - 2026-11-01\n\n- All.\n")
+	r.write(t, "clients/typescript/package.json", "{\n  \"name\": \"@qaexchange/notification-client\",\n  \"version\": \"0.1.0\",\n  \"x\": {\n    \"version\": \"0.1.0\"\n  }\n}\n")
+	r.write(t, "clients/typescript/package-lock.json", "{\n  \"name\": \"@qaexchange/notification-client\",\n  \"version\": \"0.1.0\",\n  \"\": {\n    \"name\": \"@qaexchange/notification-client\",\n    \"version\": \"0.1.0\"\n  }\n}\n")
+	r.write(t, "clients/python/pyproject.toml", "[project]\nname = \"notification-client\"\nversion = \"0.1.0\"\n")
 	r.write(t, ".ci/run", "#!/bin/sh\necho green\n")
 	r.run(t, "init", "--quiet", "--initial-branch=main")
 	r.run(t, "add", ".")
@@ -78,6 +81,11 @@ func TestRelease(t *testing.T) {
 		require.Equal(t, "module example.org/x/a/b\n\ngo 1.26.0\n\nrequire (\n\texample.org/x v0.2.0\n\texample.org/x/a v0.2.0\n\texample.org/y v0.1.0\n)\n", r.read(t, "a/b/go.mod"))
 		require.Contains(t, r.read(t, "examples/go.mod"), "example.org/x/a v0.2.0")
 		require.Contains(t, r.read(t, "a/testdata/server/go.mod"), "example.org/x v0.2.0")
+	})
+	t.Run("the clients that are no modules have the version, and what they use has its own", func(t *testing.T) {
+		require.Equal(t, "{\n  \"name\": \"@qaexchange/notification-client\",\n  \"version\": \"0.2.0\",\n  \"x\": {\n    \"version\": \"0.1.0\"\n  }\n}\n", r.read(t, "clients/typescript/package.json"))
+		require.Equal(t, 2, strings.Count(r.read(t, "clients/typescript/package-lock.json"), `"version": "0.2.0"`))
+		require.Equal(t, "[project]\nname = \"notification-client\"\nversion = \"0.2.0\"\n", r.read(t, "clients/python/pyproject.toml"))
 	})
 	t.Run("what was unreleased is the section of the version", func(t *testing.T) {
 		require.Equal(t, "# Changelog\n\n## [Unreleased]\n\n## [0.2.0] - 2026-11-30\n\n### Fixed\n\n- It.\n\n## [0.1.0] - 2026-11-01\n\n- All.\n", r.read(t, "CHANGELOG.md"))
@@ -142,6 +150,10 @@ func TestReleaseRefused(t *testing.T) {
 			r.write(t, "CHANGELOG.md", "# Changelog\n\n## [Unreleased]\n\n## [0.1.0] - 2026-11-01\n\n- All.\n")
 			r.run(t, "commit", "--quiet", "--all", "--message=Silence")
 		}, "CHANGELOG.md tells nothing"},
+		{"a client without a version", "v0.2.0", func(t *testing.T, r release) {
+			r.write(t, "clients/python/pyproject.toml", "[project]\nname = \"notification\"\nversion = \"0.1.0\"\n")
+			r.run(t, "commit", "--quiet", "--all", "--message=Another name")
+		}, "clients/python/pyproject.toml: no version"},
 		{"a released module that requires one that is not", "v0.2.0", func(t *testing.T, r release) {
 			r.write(t, "a/go.mod", "module example.org/x/a\n\ngo 1.26.0\n\nrequire example.org/x/examples v0.1.0\n")
 			r.run(t, "commit", "--quiet", "--all", "--message=Inside out")

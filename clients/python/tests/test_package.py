@@ -116,7 +116,7 @@ class Package(unittest.TestCase):
             pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir")
             offline = ("--no-index", "--no-deps")
             run(*pip, "wheel", *offline, "--no-build-isolation", "-w", str(out), str(out / name))
-            (wheel,) = out.glob("notification_client-0.1.0-py3-none-any.whl")
+            (wheel,) = out.glob("notification_client-*-py3-none-any.whl")
             installed = Path(folder, "installed")
             run(*pip, "install", *offline, "--target", str(installed), str(wheel))
             self.assertTrue((installed / "notification_client" / "py.typed").exists())
