@@ -26,7 +26,7 @@ type BrokerConfig struct {
 	RoundQuota [NumPriorities]int
 	// StallTimeout is how long, in sum since it was last half empty, a full
 	// inbox lane may hold up the dispatcher before its receiver is stuck;
-	// default 1 s.
+	// default 1 s. A Gateway that runs is waited for, however long.
 	StallTimeout time.Duration
 	// Logger gets what an operator must know; nil discards.
 	Logger *slog.Logger
@@ -253,7 +253,8 @@ func (b *Broker) Unsubscribe(userID, receiverID string) error {
 // receivers; overflow says what happens when ch is full. It returns
 // ErrReceiverExists if a global subscriber has this ID, ErrInvalid if the ID is
 // empty or too long, ch is nil or overflow is unknown, ErrClosed if the Broker is
-// shutting down.
+// shutting down. ch stays the caller's: it may be closed when UnsubscribeGlobal or
+// Run has returned.
 func (b *Broker) SubscribeGlobal(id string, ch chan<- *Message, overflow Overflow) error {
 	if err := checkID("subscriber ID", id); err != nil {
 		return err

@@ -19,9 +19,9 @@ const (
 	// SlowClose ends the session with ErrSlowConsumer: the client reconnects,
 	// and knows that it must.
 	SlowClose SlowPolicy = iota
-	// SlowDropOldest ends nobody: while a Push runs, each message that finds
-	// OutboxMessages waiting (or as many as waited when that Push began, if more)
-	// costs the oldest of the lowest lane, one for one, counted.
+	// SlowDropOldest ends nobody (but see SlowAfter): while a Push runs, each
+	// message that finds OutboxMessages waiting (or as many as waited when that Push
+	// began, if more) costs the oldest of the lowest lane, one for one, counted.
 	SlowDropOldest
 )
 
@@ -236,7 +236,8 @@ func (g *Gateway) Gap() {
 // ErrTooManySessions with MaxSessions registered, ErrClosed once the Gateway
 // shuts down. With cfg.After the session starts right behind that cursor, or the
 // error is ErrCursorGone if that is no longer possible without a hole. A user that
-// has MaxSessionsPerUser already loses the oldest, with ErrSessionReplaced.
+// has MaxSessionsPerUser already loses the oldest, with ErrSessionReplaced. After
+// an error nothing was registered, and the sink is not called, Close included.
 //
 // With cfg.After at a Gateway with a Log it may ask that for what was missed, and
 // wait for it: 5 s at most, then the error is ErrTryAgain, as it is if the Log
@@ -389,9 +390,9 @@ func (g *Gateway) leave() {
 // due, waits until the sinks have taken it, ends the sessions with
 // ErrGatewayClosed and returns nil if all of it was taken. If ctx ends first, it
 // stops at once and returns ctx's error; otherwise, if something was lost, the
-// error wraps ErrClosed. Shut the Broker down before. It may be called any
-// number of times; before Run it discards, and Run returns ErrClosed. From inside
-// Push it would wait for itself.
+// error wraps ErrClosed: what was on its way to a client that has just left, say.
+// Shut the Broker down before. It may be called any number of times; before Run it
+// discards, and Run returns ErrClosed. From inside Push it would wait for itself.
 func (g *Gateway) Shutdown(ctx context.Context) error {
 	g.roster.close()
 	if g.life.shut() {

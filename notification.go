@@ -19,6 +19,10 @@
 // down the Broker first and the Gateway after it. The package example is all
 // of that in one page.
 //
+// Packages wsgateway and ssegateway have the sinks for browsers, natslog is a log
+// that several processes share, promstats shows Stats to Prometheus, and
+// notificationtest tests a service that publishes.
+//
 // # Lifecycle
 //
 // New… starts nothing. Run blocks, owns every goroutine it starts and returns
@@ -59,15 +63,23 @@
 // # Concurrency
 //
 // Everything exported may be used from many goroutines at once, from inside
-// Push too (Shutdown aside, which waits for Push). No user code runs under a
-// lock of this package.
+// Push too (Shutdown aside, which waits for Push). Of all that a program calls
+// only Run, Shutdown and [Broker.PublishWait] wait, and [Gateway.RegisterSession]
+// where it has to ask a [Log]. No user code runs under a lock of this package.
+//
+// # Errors
+//
+// What calls return is listed at [ErrInvalid], for [errors.Is]; each says which.
+// Why a session ends is listed at [ErrSessionClosed], or is what its sink returned:
+// Sink.Close is told, [Session.Err] returns it, [GatewayStats] counts it.
 //
 // # When not to use it
 //
-// It is a library inside one process: it keeps nothing on disk and talks to no
-// other machine. For delivery across machines use a broker such as NATS or
-// Kafka behind a [Receiver]; for chat rooms with presence and thousands of
-// dynamic topics, a server such as centrifugo.
+// A Broker lives in one process: it keeps nothing on disk and talks to no other
+// machine. Where several processes publish or serve, or what was accepted must
+// survive a crash, package natslog takes its place, or a broker of your own behind
+// a [Receiver]. For chat rooms with presence and thousands of dynamic topics use a
+// server such as centrifugo.
 package notification
 
 import (
@@ -132,7 +144,8 @@ var (
 	ErrSessionExpired = errors.New("notification: session expired")
 	// ErrSessionReplaced: a newer session of the user took its place.
 	ErrSessionReplaced = errors.New("notification: session replaced")
-	// ErrSlowConsumer: its sink did not keep up and the outbox overflowed.
+	// ErrSlowConsumer: its sink did not keep up, or what was still to be replayed
+	// to it has left the history.
 	ErrSlowConsumer = errors.New("notification: slow consumer")
 	// ErrGap: messages on their way to this session may have been lost.
 	ErrGap = errors.New("notification: gap")
@@ -155,6 +168,7 @@ const (
 	NumPriorities = 4
 )
 
+// String returns "P0" to "P3".
 func (p Priority) String() string {
 	if p >= NumPriorities {
 		return fmt.Sprintf("Priority(%d)", uint8(p))

@@ -32,8 +32,9 @@ const (
 	// DropNewest drops it and counts; nobody is ever delayed. For monitoring.
 	DropNewest Overflow = iota
 	// Wait lets the message's lane wait, on a budget of StallTimeout as for
-	// receivers. For storage. The subscriber has one channel for all lanes, so a
-	// full one holds up P0 as well, for StallTimeout at most.
+	// receivers; with that spent, it is dropped and counted. For storage. The
+	// subscriber has one channel for all lanes, so a full one holds up P0 as well,
+	// for StallTimeout at most.
 	Wait
 )
 

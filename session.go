@@ -20,7 +20,9 @@ type SessionConfig struct {
 	// slice none.
 	Channels []Channel
 	// After makes the session go on right behind a Cursor of an earlier session
-	// of this user; zero: from now on. It needs GatewayConfig.HistoryMessages.
+	// of this user; zero: from now on. It needs GatewayConfig.HistoryMessages. If
+	// the history evicts what is still to be replayed, the session ends with
+	// ErrSlowConsumer.
 	After Cursor
 	// Timeout is how long the session may stay silent; 0: the Gateway's
 	// SessionTimeout; negative: for ever.

@@ -10,6 +10,13 @@
 // in it. An [Edge] serves the users of some partitions, who may resume at any other
 // edge. A [Reader] reads the log whole, from a place that its caller keeps.
 //
+// A process opens one Log, and makes of it what it needs: a Publisher where the
+// matching engine is, an Edge where clients connect. Each has a Run, which blocks,
+// owns its goroutines, and outlasts outages of NATS. On the way down the publishers
+// are first, then come the transports, the edges and [Log.Close]. The package example
+// is all of that in one process. Package embedded has the server too, and examples of
+// a client that comes back and of a Reader.
+//
 // # Streams, partitions and lanes
 //
 // A user belongs to one of Config.Partitions, by a hash of UserID, and each

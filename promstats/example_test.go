@@ -11,9 +11,12 @@ import (
 
 	"github.com/qaexchange/notification"
 	"github.com/qaexchange/notification/promstats"
+	"github.com/qaexchange/notification/web"
 )
 
-func ExampleNewCollector() {
+// A Broker, its Gateways and what connects browsers to them, on the page that
+// Prometheus scrapes.
+func Example() {
 	broker, err := notification.NewBroker(notification.BrokerConfig{})
 	if err != nil {
 		panic(err)
@@ -24,14 +27,18 @@ func ExampleNewCollector() {
 	}
 
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(promstats.NewCollector(broker, gateway))
+	registry.MustRegister(
+		promstats.NewCollector(broker, gateway),
+		promstats.NewTransportCollector("websocket", sockets{}), // a *wsgateway.Handler
+	)
 	http.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 
 	// What Prometheus gets:
 	page := httptest.NewRecorder()
 	http.DefaultServeMux.ServeHTTP(page, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	for line := range strings.Lines(page.Body.String()) {
-		if strings.HasPrefix(line, "notification_broker_queue_capacity_messages{") {
+		if strings.HasPrefix(line, "notification_broker_queue_capacity_messages{") ||
+			strings.HasPrefix(line, "notification_web_connections{") {
 			fmt.Print(line)
 		}
 	}
@@ -40,7 +47,13 @@ func ExampleNewCollector() {
 	// notification_broker_queue_capacity_messages{lane="P1"} 50000
 	// notification_broker_queue_capacity_messages{lane="P2"} 100000
 	// notification_broker_queue_capacity_messages{lane="P3"} 50000
+	// notification_web_connections{transport="websocket"} 3
 }
+
+// sockets stands for a transport.
+type sockets struct{}
+
+func (sockets) Stats() web.Stats { return web.Stats{Connections: 3, Accepted: 3} }
 
 // Two Brokers in one process are told apart by a label of their own.
 func ExampleNewCollector_several() {

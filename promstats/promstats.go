@@ -5,6 +5,9 @@
 // on how many gateways and receivers there are, never on users or sessions:
 // the labels are lane, gateway, receiver with global, and reason.
 //
+// A collector is registered with a prometheus.Registry, and that is all: no goroutine
+// runs for it, and there is nothing to stop.
+//
 // README.md lists every metric. Beside it stand alerts.yml, the alert rules,
 // and dashboard.json, a Grafana dashboard, both over these metrics alone.
 package promstats

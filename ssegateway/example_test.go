@@ -146,7 +146,7 @@ func (s *source) next() (name, data string) {
 
 // A server with a Gateway behind a Handler, and a client that loses its
 // connection and goes on behind the last event that it has seen.
-func ExampleNew() {
+func Example() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -10,6 +10,14 @@
 // version and through every proxy. The events, what becomes of each refusal and
 // the limits of EventSource are in the README of this module.
 //
+// [New] makes a Handler of a Gateway, which should have a history, and a Config that
+// has Authenticate; it is mounted on a path. [Handler.ServeHTTP] blocks for as long as
+// its stream lasts, so http.Server.Shutdown waits for the streams, which
+// [Handler.Shutdown] ends, between the Shutdown of the Broker and that of the Gateway.
+// What goes wrong with a stream is told to its client, counted in [Handler.Stats] and
+// logged; no call returns it. The package example is a server with its client, and
+// the way down.
+//
 // # Goroutines
 //
 // A stream costs the goroutine of its request, which net/http started: it sleeps

@@ -1,8 +1,11 @@
 // Package web has what the transports to browsers share: who somebody is, the
 // channels and the ticket in a URL, the codes with which a connection is closed,
-// and what is counted of it.
+// and what is counted of it. The transports are packages wsgateway and ssegateway,
+// each a module of its own.
 //
-// Package wsgateway, in a module of its own, is such a transport.
+// Who runs one writes a function that returns an [Identity], or an error that may be
+// [ErrForbidden], and may let [Tickets] do it, as the example shows. Who writes a
+// client looks at [Code]. Nothing here runs in the background.
 package web
 
 import (

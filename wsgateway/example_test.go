@@ -136,7 +136,7 @@ func read(ctx context.Context, ws *websocket.Conn) (f frame, err error) {
 
 // A server with a Gateway behind a WebSocket handler, and a client that wants
 // one channel.
-func ExampleNew() {
+func Example() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -6,6 +6,13 @@
 // its connection open reaches it. The protocol, the close codes and what a client
 // should do about each are in the README of this module.
 //
+// [New] makes a Handler of a Gateway and a Config that has Authenticate; it is
+// mounted on a path, beside whatever else the http.Server has. The connections are
+// the Handler's: [Handler.Shutdown] closes them, between the Shutdown of the Broker
+// and that of the Gateway. What goes wrong with one is told to its client, counted in
+// [Handler.Stats] and logged; no call returns it. The package example is a server
+// with its client, and the way down.
+//
 // # Goroutines
 //
 // A connection costs one goroutine, which reads. The Gateway's pushers write,

@@ -6,6 +6,10 @@
 // callbacks: one that takes a batch, and one that loads a snapshot when the stream
 // begins anew.
 //
+// [New] makes a Client of a [Config]. [Client.Run] blocks: it connects, and comes back
+// however often the connection breaks, until [Client.Shutdown], the end of its context,
+// or a reason that no retry helps against, which it returns as a [*StopError].
+//
 // # Order
 //
 // OnNotifications, Snapshot, OnCursor and OnState are called one at a time, by the

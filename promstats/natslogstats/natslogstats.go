@@ -3,7 +3,8 @@
 //
 // A collector reads Stats when it is scraped and keeps nothing in between. How many
 // series there are depends on the partitions, never on users or sessions: the labels
-// are lane, edge, partition, reader and reason.
+// are lane, edge, partition, reader and reason. It is registered with a
+// prometheus.Registry; no goroutine runs for it, and there is nothing to stop.
 //
 // README.md lists every metric, and the equations that hold between them. Beside it
 // stands alerts.yml, the alert rules.
