@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -49,6 +50,54 @@ func TestDocLinks(t *testing.T) {
 			}
 		}
 	})
+}
+
+var (
+	// A file of the repository, as code: by what it ends in, or by the folder it begins with.
+	fileName = regexp.MustCompile(`^[\w./-]+\.(?:go|md|py|ts|mjs|json|ya?ml|conf|svg|proto|fbs|mod|work|toml)$|^(?:web|internal|clients|docs|release|natslog|wsgateway|ssegateway|promstats|examples|benchmarks|testdata|schema|modeltest|notificationtest)(?:/[\w./-]*)?$`)
+	tagName  = regexp.MustCompile(`/v\d+\.\d+\.\d+$`)
+	mdName   = regexp.MustCompile(`[\w./-]+\.md\b`)
+)
+
+// TestDocFiles: a file that a page names without a link is there, beside it or from
+// the root, and so is a page that a comment in Go names.
+func TestDocFiles(t *testing.T) {
+	there := func(dir, file string) bool {
+		return slices.ContainsFunc([]string{dir, "."}, func(dir string) bool {
+			_, err := os.Stat(fromRoot(dir, file))
+			return err == nil
+		})
+	}
+	named := 0
+	for _, p := range pages(t) {
+		for _, piece := range p.pieces {
+			for _, s := range piece.spans() {
+				if !fileName.MatchString(s) || tagName.MatchString(s) {
+					continue
+				}
+				if named++; !there(path.Dir(p.path), s) {
+					t.Errorf("%s: there is no %s", p.path, s)
+				}
+			}
+		}
+	}
+	walk(".", func(dir string) bool {
+		files, _ := filepath.Glob(fromRoot(dir, "*.go"))
+		for _, file := range files {
+			for line := range strings.Lines(readFile(t, file)) {
+				_, comment, _ := strings.Cut(line, "// ")
+				for _, s := range mdName.FindAllString(comment, -1) {
+					if named++; !there(dir, s) {
+						t.Errorf("%s: there is no %s", file, s)
+					}
+				}
+			}
+		}
+		return true
+	})
+	if named < 80 {
+		t.Errorf("only %d files were named", named)
+	}
 }
 
 // A link whose target stands elsewhere, or is HTML.
