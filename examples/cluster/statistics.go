@@ -27,7 +27,6 @@ type sample struct {
 	Broadcasts int                                 `json:"broadcasts"`
 	Published  float64                             `json:"published"` // per second
 	Delivered  float64                             `json:"delivered"` // per second, to the audience
-	Lanes      [notification.NumPriorities]int     `json:"lanes"`     // nobody knows: they are in other processes
 	Pending    [notification.NumPriorities]int     `json:"pending"`   // published, and not yet with the audience
 	P50        [notification.NumPriorities]float64 `json:"p50"`       // milliseconds, 0 without messages
 	P99        [notification.NumPriorities]float64 `json:"p99"`

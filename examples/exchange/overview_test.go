@@ -15,6 +15,7 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/examples/exchange/page"
 )
 
 // An exhibit is an exchange without traffic, of which the page shows what tell says:
@@ -67,7 +68,7 @@ func text(id string) string { return fmt.Sprintf("document.getElementById(%q).te
 // latin lists the words of an element that are no Chinese, nor the name of something.
 func latin(selector string) string {
 	return fmt.Sprintf(`(document.querySelector(%q).innerText.match(/[A-Za-z]{2,}/g) ?? []).filter((w) =>
-		!["ms", "Broker", "Gateway", "Publish", "WebSocket", "SSE", "CPU", "Stats"].includes(w))`, selector)
+		!["ms", "Broker", "Gateway", "Publish", "WebSocket", "SSE", "CPU", "Stats", "Sink"].includes(w))`, selector)
 }
 
 func TestDepths(t *testing.T) {
@@ -120,7 +121,7 @@ func TestOverview(t *testing.T) {
 		{"en", "now", "nothing heard", "nothing was heard for 60 s", "to all 3", "target 1 ms",
 			"One message in a hundred took 40 ms or longer; the target is 1 ms.", "before the inbox, in the lane (30 ms)", "for nobody who is routed 3", "no: 40 × the target", "The table goes on to the right", "Lanes"},
 		{"zh", "现在", "没有数据", "有 60 秒没有数据", "发给全体 3 人", "目标 1 ms",
-			"每百条中有一条耗时达到或超过 40 ms，目标是 1 ms。", "进入收件箱之前，即在队列中（30 ms）", "没有路由 3", "否：目标的 40 倍", "表格右侧还有内容", "优先级队列"},
+			"每百条中有一条耗时达到或超过 40 ms，目标是 1 ms。", "进入接收队列之前，即在队列中（30 ms）", "没有路由 3", "否：目标的 40 倍", "表格右侧还有内容", "优先级队列"},
 	} {
 		t.Run(lang.code, func(t *testing.T) {
 			t.Run("the axis ends with now, and no line goes across what was not heard", func(t *testing.T) {
@@ -277,6 +278,23 @@ func TestOverview(t *testing.T) {
 			})
 		})
 	}
+	t.Run("of several processes it shows what is known, and no inside", func(t *testing.T) {
+		mux := http.NewServeMux()
+		mux.Handle("GET /", page.Guard(page.Handler()))
+		mux.HandleFunc("GET /api/session", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) })
+		mux.HandleFunc("GET /api/stats", func(w http.ResponseWriter, _ *http.Request) {
+			reply(w, http.StatusOK, map[string]any{"phase": phaseRunning, "users": 9, "started": 1, "now": time.Now().UnixMilli(), "samples": []any{map[string]any{
+				"number": 1, "at": time.Now().UnixMilli(), "sessions": 9, "broadcasts": 0, "published": 12, "delivered": 34, "pending": []int{0, 5, 0, 0}, "p50": []int{0, 1, 0, 0}, "p99": []int{0, 2, 0, 0},
+			}}})
+		})
+		s := httptest.NewServer(mux)
+		defer s.Close()
+		for lang, caption := range map[string]string{"en": "Published, and not yet received", "zh": "已发布、尚未收到的消息"} {
+			do(t, ctx, chromedp.Navigate(s.URL+"/?lang="+lang), until(`document.querySelector("#rate-key .delivered b")?.textContent === "34"`),
+				until(fmt.Sprintf(`%s === %q && document.querySelector("#queue-key .p1 b").textContent === "5"`, text("queue-caption"), caption)),
+				until(`!document.getElementById("inside").checkVisibility() && !document.getElementById("lanes").checkVisibility()`))
+		}
+	})
 	t.Run("in Chinese nothing is English", func(t *testing.T) {
 		e := exhibits(t)
 		e.tell(time.Second, func(s *snapshot) {

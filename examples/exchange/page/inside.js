@@ -2,7 +2,7 @@
 // how much goes from one to the next. It changes with the stats, once a second, and
 // does not move in between.
 
-import { element } from "./plot.js";
+import { element, say } from "./plot.js";
 import { t, code, number, brief } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
@@ -28,7 +28,7 @@ let drawn = "";    // the width and the language that stand
 let updates = [];  // what to call with the last sample and those of the last two minutes
 
 // inside shows s, the last sample, and with it the most of the window.
-export function inside(s, window, table) {
+export function inside(s, window, stats) {
   const width = $("inside").clientWidth;
   if (!width) return;
   if (drawn !== `${width} ${code}`) {
@@ -36,7 +36,7 @@ export function inside(s, window, table) {
     build(width);
   }
   for (const update of updates) update(s, window);
-  list(s, table);
+  list(s, stats);
 }
 
 function build(width) {
@@ -106,7 +106,7 @@ function leaving(part, box, flat) {
 }
 
 // list says in words what the picture shows, and what each part is for.
-function list(s, table) {
+function list(s, { table, durable }) {
   const byLane = (depths) => depths.map((n, p) => `P${p} ${number(n)}`).join(t.comma);
   const now = {
     publishers: t.perSecond(number(s.published)),
@@ -126,8 +126,9 @@ function list(s, table) {
       ol.append(li);
     }
     const [title, , value, what] = li.childNodes;
-    for (const [e, text] of [[title, t.parts[name].name], [value, now[name]], [what, t.parts[name].what]]) {
-      if (e.textContent !== text) e.textContent = text;
-    }
+    say(title, t.parts[name].name);
+    say(value, now[name]);
+    say(what, t.parts[name].what);
   }
+  say($("inside-note"), durable ? t.insideDurable + t.between + t.insideNote : t.insideNote);
 }

@@ -1,7 +1,7 @@
 // What /api/stats tells: the headline, the plots, the picture of the inside and the
 // table; and since when nothing was heard.
 
-import { plot, nice, gaps, span, timeAt } from "./plot.js";
+import { plot, nice, gaps, span, timeAt, say } from "./plot.js";
 import { inside } from "./inside.js";
 import { t, number, brief, clock, duration } from "./text.js";
 
@@ -69,34 +69,33 @@ async function poll() {
 
 // draw shows the last stats, in the language and at the width of now.
 export function draw() {
-  say("away", away ? (finished() ? t.statsEnded : t.statsAway)(clock(heard)) : "");
+  say($("away"), away ? (finished() ? t.statsEnded : t.statsAway)(clock(heard)) : "");
   const last = samples.at(-1);
-  say("headline", last && !away ? t.headline(number(last.sessions), uptime((last.at - stats.started) / 1000)) : "");
+  say($("headline"), last && !away ? t.headline(number(last.sessions), uptime((last.at - stats.started) / 1000)) : "");
   plots();
-  if (last) inside(last, samples.filter((s) => last.at - s.at < span), stats.table);
-  if (stats) table();
-  if (stats) say("range", t.range(`u${String(stats.users).padStart(5, "0")}`));
+  // Several processes have no one inside, and no table before their end.
+  $("inside").closest("section").hidden = !inOne();
+  $("lanes").closest("section").hidden = !stats?.table;
+  if (last && inOne()) inside(last, samples.filter((s) => last.at - s.at < span), stats);
+  if (stats?.table) table();
+  if (stats) say($("range"), t.range(`u${String(stats.users).padStart(5, "0")}`));
 }
+
+// inOne is whether it is one process, of which all depths are known.
+const inOne = () => !samples.length || samples.at(-1).lanes !== undefined;
 
 const finished = () => stats?.phase === "finished";
 
-// say changes a text only if it is another one: whoever listens, or has selected it,
-// is left alone.
-function say(id, text) {
-  const e = typeof id === "string" ? $(id) : id;
-  if (e.textContent !== text) e.textContent = text;
-}
-
 // ---- Plots ----
 
-const caption = { latency: () => t.latency, rate: () => t.rate, queue: () => t.queue };
+const caption = { latency: () => t.latency, rate: () => t.rate, queue: () => inOne() ? t.queue : t.underWay };
 const series = {
   latency: lanes.map((p) => ({ lane: `p${p}`, label: () => `P${p}`, of: (s) => s.p99[p] || null, format: duration })),
   rate: [
     { lane: "published", label: () => t.published, of: (s) => s.published, format: number },
     { lane: "delivered", label: () => t.delivered, of: (s) => s.delivered, format: number },
   ],
-  queue: lanes.map((p) => ({ lane: `p${p}`, label: () => `P${p}`, of: (s) => s.lanes[p] + s.pending[p], format: number })),
+  queue: lanes.map((p) => ({ lane: `p${p}`, label: () => `P${p}`, of: (s) => (s.lanes?.[p] ?? 0) + s.pending[p], format: number })),
 };
 const names = Object.keys(series);
 
@@ -128,6 +127,7 @@ function plots() {
 
   const shown = read ? sampleAt(read) : away ? null : last;
   for (const name of names) {
+    say($(`${name}-caption`), caption[name]());
     keys(name, shown, targets);
     $(name).setAttribute("aria-label", alternative(name, silent));
   }
@@ -156,8 +156,9 @@ function keys(name, s, targets) {
 // alternative says in words what a plot shows.
 function alternative(name, silent) {
   const window = samples.filter((s) => now - s.at <= span), last = window.at(-1);
-  const values = last ? series[name].map(({ label, of, format }) =>
-    t.values(label(), format(of(last)), format(Math.max(...window.map(of))))) : [];
+  if (!last) return t.alternative(caption[name](), [t.notHeard]);
+  const values = series[name].map(({ label, of, format }) =>
+    t.values(label(), format(of(last)), format(Math.max(...window.map(of)))));
   if (name === "rate") values.push(t.broadcasts(number(window.reduce((n, s) => n + s.broadcasts, 0))));
   const quiet = silent.reduce((ms, [from, to]) => ms + to - from, 0);
   if (quiet) values.push(t.notHeardFor(number(Math.round(quiet / 1000))));
@@ -190,7 +191,7 @@ function slider(read, shown) {
   input.value = read === null ? end : read / 1000;
   const when = read === null ? t.atNow : clock(read);
   const values = (name) => series[name].map(({ label, of, format }) => `${label()} ${format(of(shown))}`).join(", ");
-  say("moment-text", when);
+  say($("moment-text"), when);
   input.setAttribute("aria-valuetext", read === null ? when : t.reading(when,
     shown ? [...names.map((name) => `${caption[name]()}: ${values(name)}`), t.broadcasts(number(shown.broadcasts))] : [t.notHeard]));
 }
@@ -210,7 +211,7 @@ for (const name of names) {
 // ---- Table ----
 
 function table() {
-  say("table-title", finished() ? t.final : away ? t.asOf(clock(heard)) : t.soFar);
+  say($("table-title"), finished() ? t.final : away ? t.asOf(clock(heard)) : t.soFar);
   const make = (tag, scope) => () => {
     const cell = document.createElement(tag);
     if (scope) cell.scope = scope;
@@ -242,7 +243,7 @@ function table() {
     say(li.firstChild, lane);
     say(li.lastChild, text);
   });
-  say("final", stats.verdict && (t.verdicts[stats.verdict] ?? stats.verdict));
+  say($("final"), stats.verdict && (t.verdicts[stats.verdict] ?? stats.verdict));
   const scroll = $("table-scroll"), wide = scroll.scrollWidth > scroll.clientWidth + 1;
   $("table-hint").hidden = !wide;
   if (wide) scroll.tabIndex = 0; // or nobody without a pointer would get there

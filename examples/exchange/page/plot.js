@@ -13,6 +13,12 @@ export function element(name, attributes = {}, text) {
   return e;
 }
 
+// say changes a text only if it is another one: whoever listens, or has selected it,
+// is left alone.
+export function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 // gaps lists from when to when nothing was heard, given when something was.
 export function gaps(times, now) {
   const list = [];
