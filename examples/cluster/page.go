@@ -51,14 +51,15 @@ func authenticate(r *http.Request) (wsgateway.Identity, error) {
 	return wsgateway.Identity{UserID: user, Expires: expires}, err
 }
 
-// tellSession answers who is signed in, and at which edge the question has arrived.
+// tellSession answers who is signed in, at which edge the question has arrived, and what
+// time it is there.
 func tellSession(w http.ResponseWriter, r *http.Request, edge string) {
 	user, expires, err := session(r)
 	if err != nil {
 		fail(w, http.StatusUnauthorized, err)
 		return
 	}
-	reply(w, http.StatusOK, map[string]any{"user": user, "expires": expires.UnixMilli(), "edge": edge, "canKill": true})
+	reply(w, http.StatusOK, map[string]any{"user": user, "expires": expires.UnixMilli(), "now": time.Now().UnixMicro(), "edge": edge, "canKill": true})
 }
 
 // A front serves the page. It stands for a load balancer that understands HTTP and

@@ -117,6 +117,8 @@ func (s *server) whoAmI(w http.ResponseWriter, r *http.Request) {
 	tellSession(w, t)
 }
 
+// tellSession answers who is signed in and until when, and what time it is: the page
+// measures latencies, and its clock may be another one.
 func tellSession(w http.ResponseWriter, t token) {
-	reply(w, http.StatusOK, map[string]any{"user": t.user, "expires": t.expires.UnixMilli()})
+	reply(w, http.StatusOK, map[string]any{"user": t.user, "expires": t.expires.UnixMilli(), "now": time.Now().UnixMicro()})
 }
