@@ -273,7 +273,7 @@ var wrongCommands = []struct {
 	{"    go test ./docs\n", "no package ./docs", false},
 	{"    go test -race work\n", "", false},
 	{"    go tset .\n", "teach it", false},
-	{"    EXCHANGE_SCHEME=dark go test ./examples/exchange\n", "", false},
+	{"    EXCHANGE_RENDERER=10m go test ./examples/exchange\n", "", false},
 	{"    EXCHANGE_COLOUR=dark go test ./examples/exchange\n", "EXCHANGE_COLOUR", false},
 	{"    go generate ./schema\n", "", false},
 	{"    go generate ./web\n", "nothing is generated", false},

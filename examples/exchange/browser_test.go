@@ -216,7 +216,35 @@ func scheme(name string) step {
 	})
 }
 
+// themed waits until the page has followed the system's scheme.
+func themed(name string) step {
+	return until(fmt.Sprintf(`document.documentElement.dataset.theme === %q`, name))
+}
+
+// speak has the page in a language.
+func speak(code string) step {
+	return chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		spoken := fmt.Sprintf(`document.documentElement.lang.startsWith(%q)`, code)
+		if is, err := chromedp.Evaluate[bool](spoken)(ctx, target); err != nil || is {
+			return err
+		}
+		return chromedp.Do(ctx, click("#language"), until(spoken))
+	})
+}
+
 // phone makes the tab as wide as one, until chromedp.ResetViewport.
 func phone() step {
 	return chromedp.Steps(chromedp.EmulateViewport(375, 800, chromedp.EmulateScale(2)), until(`innerWidth === 375`))
+}
+
+// call is one of the DevTools protocol.
+func call[P, R any](t *testing.T, ctx context.Context, command cdp.Command[P, R], params P) R {
+	t.Helper()
+	r, err := chromedp.Run(ctx, func(ctx context.Context, target *chromedp.Target) (R, error) {
+		return cdp.Call(ctx, target, command, params)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }

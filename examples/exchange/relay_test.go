@@ -7,9 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chromedp/cdproto/cdp"
 	devtools "github.com/chromedp/cdproto/page"
-	"github.com/chromedp/chromedp"
 )
 
 // A relay is what stands between a browser and the server. It passes on what either
@@ -207,10 +205,8 @@ func TestSilence(t *testing.T) {
 		}
 	}()
 	for _, p := range pages {
-		do(t, p.ctx, chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
-			_, err := cdp.Call(ctx, target, devtools.AddScriptToEvaluateOnNewDocument, devtools.AddScriptToEvaluateOnNewDocumentParams{Source: silence})
-			return err
-		}), signInAt(p.relay.addr, p.query, "u00003"), until(liveFeed), until(`window.seen.heard > 3`))
+		call(t, p.ctx, devtools.AddScriptToEvaluateOnNewDocument, devtools.AddScriptToEvaluateOnNewDocumentParams{Source: silence})
+		do(t, p.ctx, signInAt(p.relay.addr, p.query, "u00003"), until(liveFeed), until(`window.seen.heard > 3`))
 	}
 	for _, p := range pages {
 		p.relay.swallow()
