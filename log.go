@@ -20,7 +20,8 @@ import (
 // a number as high: with that the cursors of users move on to whom nothing
 // happens. What is missing in the log it tells by raising At over it, and calling
 // Gap then. When the numbers begin anew, it sends nothing more until Epoch has
-// changed, At is what it is in the new epoch, and Gap was called.
+// changed, At is what it is in the new epoch, and Gap was called. Others may call Gap
+// meanwhile: whoever reads Epoch and then At must not get the At of an older epoch.
 //
 // The methods are called from any goroutine. Epoch, At and Seal are called with
 // locks of the Gateway held: they must not wait, and call nothing of it.

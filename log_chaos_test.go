@@ -455,7 +455,7 @@ func (h *hopper) run() {
 		}
 		h.ever = h.always
 		e := h.c.edge(h.rng)
-		from, stored, losses := h.at, h.stored, h.c.ledger.lost()
+		from, stored, losses, known := h.at, h.stored, h.c.ledger.lost(), e.g.history.epoch.Load()
 		s, err := h.connect(e.g, from, channels, func(session func() *Session) SinkFunc { return h.sink(session, calm) })
 		switch {
 		case errors.Is(err, ErrClosed):
@@ -465,7 +465,7 @@ func (h *hopper) run() {
 			breather()
 			continue
 		case errors.Is(err, ErrCursorGone):
-			why := h.reason(e, from)
+			why := h.reason(e, from, known)
 			h.resets[why]++
 			if why == "" {
 				h.bad("the cursor %+v is said to be gone for no reason: %v; stored %v now %v ends %v", from.seqs, err, h.stored, h.c.ledger.stored(from.epoch, from.seqs), h.c.log.ends())
@@ -511,9 +511,10 @@ func (h *hopper) run() {
 	}
 }
 
-// reason returns why a cursor may be gone at an edge. Whatever it finds was so a
-// moment before, or has become so since.
-func (h *hopper) reason(e *chaosEdge, from Cursor) string {
+// reason returns why a cursor may be gone at an edge whose Gateway knew of an epoch
+// before it was asked. Whatever else it finds was so a moment before, or has become so
+// since.
+func (h *hopper) reason(e *chaosEdge, from Cursor, known uint64) string {
 	epoch, _, begin := e.state()
 	h.c.log.mu.Lock()
 	ends := [NumPriorities]uint64{}
@@ -537,7 +538,7 @@ func (h *hopper) reason(e *chaosEdge, from Cursor) string {
 	switch {
 	case !from.sealed:
 		return "its place was not known"
-	case renewed || epoch != from.epoch:
+	case renewed || epoch != from.epoch || known != from.epoch:
 		return "the log has begun anew"
 	case trimmed:
 		return "it was forgotten"

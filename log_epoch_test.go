@@ -161,6 +161,20 @@ func TestLogThatBeginsAnew(t *testing.T) {
 			require.Equal(t, []string{"m"}, behind(t, b.g, "u", from))
 		})
 	})
+	t.Run("another's Gap while it does leaves nothing of the old numbers behind", func(t *testing.T) {
+		withLog(t, func(t *testing.T, l *logTest) {
+			a := l.open("a", GatewayConfig{})
+			l.say("u", P1, series("old", 20)...)
+			l.renew()
+			a.onAt = sync.OnceFunc(a.adopt)
+			a.g.Gap()
+			a.g.Gap() // of the feeder, which has adopted the new epoch meanwhile
+			_, sink := join(t, a.g, "s", "u", after(offline(t, a.g, "u")))
+			l.say("u", P1, "m1")
+			l.say("u", P1, "m2")
+			require.Equal(t, []string{"m1", "m2"}, sink.ids())
+		})
+	})
 	t.Run("whoever registers between the end of an epoch and the Gap is told of that", func(t *testing.T) {
 		withLog(t, func(t *testing.T, l *logTest) {
 			a := l.open("a", GatewayConfig{})

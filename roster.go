@@ -390,7 +390,6 @@ func (r *roster) void(renewed func(epoch uint64)) {
 		return
 	}
 	r.mu.Lock() // a session that resumes has its cursor checked and its epoch set in one piece
-	upTo := r.history.ahead()
 	switch log := r.cfg.Log; {
 	case log == nil:
 		r.history.epoch.Store(rand.Uint64())
@@ -398,6 +397,9 @@ func (r *roster) void(renewed func(epoch uint64)) {
 		r.history.renew(log.Epoch())
 		renewed(r.history.epoch.Load())
 	}
+	// Not before: that might be the At of an older epoch, and nothing of this one would
+	// be kept up to there.
+	upTo := r.history.ahead()
 	r.mu.Unlock()
 	r.history.all.evictUpTo(upTo)
 	at := now()
