@@ -23,8 +23,8 @@ import (
 )
 
 var (
-	sectionsFlag = flag.String("sections", "flat,paced,flood,idle,stalled,growth,encodings", "what to measure")
-	systemsFlag  = flag.String("systems", "", "the systems to compare, by name; empty: all")
+	sectionsFlag = choice("sections", "measure only these `sections`", namesOf(sections, func(s section) string { return s.name }))
+	systemsFlag  = choice("systems", "compare only these `systems`", namesOf(contenders, func(c contender) string { return c.name }))
 	rounds       = flag.Int("rounds", 0, "how often each is measured, in turns; the median is reported; 0: 3, and 10 with -compare")
 	revision     = flag.String("compare", "", "instead of all that: compare this library with what it was in this git revision; exit status 1 if it is slower now")
 	scale        = flag.Float64("scale", 1, "multiplies all durations")
@@ -39,6 +39,28 @@ var (
 	traceDir     = flag.String("traces", "", "write an execution trace of each measurement to this directory, some 100 MB a second flat out: with -scale 0.1, say")
 	profileDir   = flag.String("profiles", "", "write cpu, heap, mutex and block profiles of each measurement to this directory; what they measure is then distorted")
 )
+
+func namesOf[T any](all []T, name func(T) string) (names []string) {
+	for _, x := range all {
+		names = append(names, name(x))
+	}
+	return names
+}
+
+// choice makes a flag that takes some of the names that there are; all without it.
+func choice(flagName, usage string, all []string) *[]string {
+	chosen := all
+	flag.Func(flagName, usage+", with commas: "+strings.Join(all, ","), func(s string) error {
+		chosen = strings.Split(s, ",")
+		for _, name := range chosen {
+			if !slices.Contains(all, name) {
+				return fmt.Errorf("there is no %q", name)
+			}
+		}
+		return nil
+	})
+	return &chosen
+}
 
 func main() {
 	flag.Parse()
@@ -212,23 +234,9 @@ var growing = []struct {
 }
 
 func compare(ctx context.Context) error {
-	var systems []string
-	for _, c := range contenders {
-		if *systemsFlag == "" || slices.Contains(strings.Split(*systemsFlag, ","), c.name) {
-			systems = append(systems, c.name)
-		}
-	}
-	for name := range strings.SplitSeq(*systemsFlag, ",") {
-		if name != "" && !slices.Contains(systems, name) {
-			return fmt.Errorf("-systems: there is no %q", name)
-		}
-	}
-	chosen := strings.Split(*sectionsFlag, ",")
-	for _, name := range chosen {
-		if !slices.ContainsFunc(sections, func(s section) bool { return s.name == name }) {
-			return fmt.Errorf("-sections: there is no %q", name)
-		}
-	}
+	systems := slices.DeleteFunc(namesOf(contenders, func(c contender) string { return c.name }), func(name string) bool {
+		return !slices.Contains(*systemsFlag, name)
+	})
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -238,7 +246,7 @@ func compare(ctx context.Context) error {
 	start := time.Now()
 	var results []outcome
 	for _, s := range sections {
-		if !slices.Contains(chosen, s.name) {
+		if !slices.Contains(*sectionsFlag, s.name) {
 			continue
 		}
 		n := *rounds

@@ -85,11 +85,11 @@ func fromRoot(names ...string) string {
 // walk calls f with dir and the folders below it, as far as f says that it goes on.
 func walk(dir string, f func(dir string) bool) {
 	_ = filepath.WalkDir(fromRoot(dir), func(name string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() {
-			return err
-		}
-		rel, err := filepath.Rel("..", name)
-		if err != nil || d.Name() == "node_modules" || d.Name() == ".git" || !f(filepath.ToSlash(rel)) {
+		rel, _ := filepath.Rel("..", name)
+		switch hidden := strings.HasPrefix(d.Name(), ".") && rel != "."; {
+		case err != nil || !d.IsDir(): // another test may have taken it away
+			return nil
+		case hidden || d.Name() == "node_modules" || !f(filepath.ToSlash(rel)):
 			return fs.SkipDir
 		}
 		return nil
@@ -397,10 +397,10 @@ func (c *checker) packages(dir string, patterns []string) (folders []string, err
 	below := func(top string) {
 		walk(top, func(dir string) bool {
 			base := path.Base(dir)
-			if _, err := os.Stat(fromRoot(dir, "go.mod")); dir != top && (err == nil || base == "testdata" || base[0] == '.' || base[0] == '_') {
+			if _, err := os.Stat(fromRoot(dir, "go.mod")); dir != top && (err == nil || base == "testdata" || base[0] == '_') {
 				return false
 			}
-			if len(c.goFiles(dir).texts) > 0 {
+			if c.goFiles(dir).name != "" {
 				folders = append(folders, dir)
 			}
 			return true

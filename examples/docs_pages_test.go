@@ -1,7 +1,7 @@
 package examples
 
 import (
-	"io/fs"
+	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -35,18 +35,15 @@ const (
 // pages reads all pages of the repository.
 func pages(t *testing.T) (all []page) {
 	t.Helper()
-	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() && path != ".." && (d.Name() == "node_modules" || strings.HasPrefix(d.Name(), ".")) {
-			return filepath.SkipDir
+	walk(".", func(dir string) bool {
+		files, _ := filepath.Glob(fromRoot(dir, "*.md"))
+		for _, file := range files {
+			all = append(all, page{path.Join(dir, filepath.Base(file)), pieces(readFile(t, file))})
 		}
-		if err == nil && filepath.Ext(path) == ".md" {
-			name, _ := filepath.Rel("..", path)
-			all = append(all, page{filepath.ToSlash(name), pieces(readFile(t, path))})
-		}
-		return err
+		return true
 	})
-	if err != nil || len(all) < 25 {
-		t.Fatalf("%d pages: %v", len(all), err)
+	if len(all) < 25 {
+		t.Fatalf("only %d pages were found", len(all))
 	}
 	return all
 }

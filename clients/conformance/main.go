@@ -78,17 +78,41 @@ type options struct {
 
 func parseFlags() options {
 	var o options
-	words := func(to *[]string) func(string) error {
-		return func(s string) error { *to = append(*to, strings.Split(s, ",")...); return nil }
+	words := func(to *[]string, names func() ([]string, error)) func(string) error {
+		return func(s string) error {
+			all, err := names()
+			for w := range strings.SplitSeq(s, ",") {
+				if err == nil && !slices.ContainsFunc(all, func(name string) bool { return strings.Contains(name, w) }) {
+					err = fmt.Errorf("no name has %q in it", w)
+				}
+				*to = append(*to, w)
+			}
+			return err
+		}
 	}
-	flag.Func("client", "only clients of these `names`, or parts of names, with commas", words(&o.clients))
-	flag.Func("scenario", "only scenarios of these `names`, or parts of names, with commas", words(&o.scenarios))
+	flag.Func("client", "only clients of these `names`, or parts of names, with commas", words(&o.clients, clientNames))
+	flag.Func("scenario", "only scenarios of these `names`, or parts of names, with commas", words(&o.scenarios, scenarioNames))
 	flag.BoolVar(&o.verbose, "v", false, "tell the story of each failure")
 	flag.IntVar(&o.atOnce, "parallel", 8*runtime.NumCPU(), "how many `runs` at a time")
 	flag.StringVar(&o.folder, "folder", "", "the `folder` of the clients, if they are not beside this one")
 	flag.DurationVar(&o.patience, "patience", patience, "how long a run may take")
 	flag.Parse()
 	return o
+}
+
+func clientNames() (names []string, err error) {
+	for _, c := range allClients {
+		names = append(names, c.name)
+	}
+	return names, nil
+}
+
+func scenarioNames() (names []string, err error) {
+	all, err := load()
+	for _, sc := range all {
+		names = append(names, sc.Name)
+	}
+	return names, err
 }
 
 // ownFolder is the folder of all clients: the parent of this source file's.
