@@ -1,17 +1,14 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -42,39 +39,21 @@ func TestDurable(t *testing.T) {
 
 func killed(t *testing.T) {
 	if testing.Short() {
-		t.Skip("skipped with -short: a program that is compiled, and started four times")
+		t.Skip("skipped with -short: a program that is started four times")
 	}
-	program := filepath.Join(t.TempDir(), "exchange")
-	out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput()
-	require.NoError(t, err, "%s", out)
 	dir := t.TempDir()
-
 	// Each run has a port of its own: that of the one before may be somebody else's by
 	// now. For the client they are the same exchange.
 	const addr = "exchange.test"
 	var (
-		cmd   *exec.Cmd
+		p     *process
 		where atomic.Value // string: the address of the last run
 	)
-	launch := func() {
-		cmd = exec.Command(program, "-durable", dir, "-users", "20", "-rate", "400", "-addr", "127.0.0.1:0", "-admin", "")
-		cmd.Stderr = os.Stderr
-		out, err := cmd.StdoutPipe()
-		require.NoError(t, err)
-		require.NoError(t, cmd.Start())
-		said := bufio.NewReader(out)
-		line, err := said.ReadString('\n')
-		require.NoError(t, err)
-		url, found := strings.CutPrefix(strings.TrimSpace(line), "the page is at http://")
-		require.True(t, found, line)
-		where.Store(strings.TrimSuffix(url, "/"))
-		go func() { _, _ = io.Copy(io.Discard, said) }() // ends with the process
+	start := func() {
+		p = launch(t, dir, "-durable="+dir)
+		where.Store(p.addr)
 	}
-	launch()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // it may have ended
-		_ = cmd.Wait()
-	})
+	start()
 
 	jar, err := cookiejar.New(nil)
 	require.NoError(t, err)
@@ -121,7 +100,8 @@ func killed(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- client.Run(ctx) }() // ends with cancel, below
-	for range 3 {
+	// In the middle of it; as a crash, and as a supervisor does it.
+	for _, end := range []func(*process, *testing.T){(*process).kill, (*process).stop, (*process).kill} {
 		mu.Lock()
 		streams, enough := len(last), got+100
 		mu.Unlock()
@@ -130,9 +110,8 @@ func killed(t *testing.T) {
 			defer mu.Unlock()
 			return got >= enough && len(last) > streams
 		})
-		require.NoError(t, cmd.Process.Kill()) // in the middle of it
-		require.Error(t, cmd.Wait())
-		launch()
+		end(p, t)
+		start()
 	}
 	mu.Lock()
 	streams := len(last)

@@ -8,12 +8,17 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
 	"github.com/qaexchange/notification"
 	"github.com/stretchr/testify/require"
 )
@@ -175,4 +180,47 @@ func TestBodies(t *testing.T) {
 			require.True(t, errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET), "%v", err)
 		})
 	}
+}
+
+// TestBehindTLS has the page behind a proxy that ends TLS, and a browser's idea of
+// cookies.
+func TestBehindTLS(t *testing.T) {
+	_, web := serveWith(t, newSigner(), options{addr: "127.0.0.1:0", behindTLS: true})
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(&url.URL{Scheme: "http", Host: web.addr})
+		r.SetXForwarded()
+		r.Out.Host = r.In.Host // a page's Origin is compared with it
+	}}
+	front := httptest.NewTLSServer(proxy)
+	defer front.Close()
+	jar, err := cookiejar.New(nil)
+	require.NoError(t, err)
+	browser := front.Client()
+	browser.Jar = jar
+
+	answer, err := browser.Post(front.URL+"/api/session", "application/json", strings.NewReader(`{"user":"u00002"}`))
+	require.NoError(t, err)
+	require.NoError(t, answer.Body.Close())
+	require.Equal(t, http.StatusOK, answer.StatusCode)
+	site, err := url.Parse(front.URL)
+	require.NoError(t, err)
+	require.Len(t, jar.Cookies(site), 1)
+	require.True(t, answer.Cookies()[0].Secure)
+
+	c, _, err := websocket.Dial(patient(t), strings.Replace(front.URL, "https", "wss", 1)+"/ws", &websocket.DialOptions{
+		HTTPClient: browser, Subprotocols: []string{"notification.batch.v1"}, HTTPHeader: http.Header{"Origin": {front.URL}},
+	})
+	require.NoError(t, err)
+	defer c.CloseNow()
+	_, frame, err := c.Read(patient(t))
+	require.NoError(t, err)
+	require.Contains(t, string(frame), `"welcome"`)
+
+	r, err := http.NewRequestWithContext(t.Context(), "DELETE", front.URL+"/api/session", nil)
+	require.NoError(t, err)
+	answer, err = browser.Do(r)
+	require.NoError(t, err)
+	require.NoError(t, answer.Body.Close())
+	require.Equal(t, websocket.StatusNormalClosure, closedWith(t, c))
+	require.Empty(t, jar.Cookies(site))
 }

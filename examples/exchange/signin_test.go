@@ -130,6 +130,13 @@ func TestRevocations(t *testing.T) {
 	})
 }
 
+// patient is a context for whatever the test waits for next.
+func patient(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 // dial opens a WebSocket with a cookie, up to its welcome.
 func dial(t *testing.T, web *server, cookie *http.Cookie) *websocket.Conn {
 	t.Helper()
@@ -139,7 +146,7 @@ func dial(t *testing.T, web *server, cookie *http.Cookie) *websocket.Conn {
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = c.CloseNow() })
-	_, frame, err := c.Read(t.Context())
+	_, frame, err := c.Read(patient(t))
 	require.NoError(t, err)
 	require.Contains(t, string(frame), `"welcome"`)
 	return c
@@ -149,7 +156,7 @@ func dial(t *testing.T, web *server, cookie *http.Cookie) *websocket.Conn {
 func closedWith(t *testing.T, c *websocket.Conn) websocket.StatusCode {
 	t.Helper()
 	for {
-		if _, _, err := c.Read(t.Context()); err != nil {
+		if _, _, err := c.Read(patient(t)); err != nil {
 			return websocket.CloseStatus(err)
 		}
 	}
@@ -158,7 +165,7 @@ func closedWith(t *testing.T, c *websocket.Conn) websocket.StatusCode {
 // follow opens a stream of events with a cookie, up to its welcome.
 func follow(t *testing.T, web *server, cookie *http.Cookie) *bufio.Reader {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+web.addr+"/events", nil)
+	r, err := http.NewRequestWithContext(patient(t), "GET", "http://"+web.addr+"/events", nil)
 	require.NoError(t, err)
 	r.AddCookie(cookie)
 	answer, err := http.DefaultClient.Do(r)
@@ -210,7 +217,7 @@ func TestSignOut(t *testing.T) {
 		require.NoError(t, err)
 		for _, c := range []*websocket.Conn{stay, theirs} {
 			for frame := []byte(nil); !strings.Contains(string(frame), id); {
-				_, frame, err = c.Read(t.Context())
+				_, frame, err = c.Read(patient(t))
 				require.NoError(t, err)
 			}
 		}
@@ -287,7 +294,7 @@ func TestGuests(t *testing.T) {
 		require.NoError(t, err)
 		for _, c := range tabs[1:] {
 			for frame := []byte(nil); !strings.Contains(string(frame), id); {
-				_, frame, err = c.Read(t.Context())
+				_, frame, err = c.Read(patient(t))
 				require.NoError(t, err)
 			}
 		}
