@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"math"
+	"time"
 
 	"github.com/qaexchange/notification"
 )
@@ -19,6 +20,8 @@ type client struct {
 	user    string
 	session *notification.Session
 	first   chan struct{} // if not nil, closed by the first Push, which then is the first use of it
+
+	latency *latencies // if not nil, where its session's are recorded
 
 	got   [notification.NumPriorities]uint64
 	bytes uint64
@@ -58,8 +61,13 @@ func (c *client) Push(_ context.Context, batch []*notification.Message) error {
 		close(c.first)
 		c.first = nil
 	}
+	now := time.Now()
 	for _, m := range batch {
-		c.take(m.Notification(), len(m.JSON()))
+		n := m.Notification()
+		if c.latency != nil {
+			c.latency[n.Priority].Record(now.Sub(time.Unix(0, n.Timestamp)))
+		}
+		c.take(n, len(m.JSON()))
 	}
 	return nil
 }

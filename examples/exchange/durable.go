@@ -107,6 +107,7 @@ func (d *durable) stats() (b notification.BrokerStats, g notification.GatewaySta
 		b.Lanes[p] = notification.BrokerLane{
 			Queued: l.Queued, Capacity: l.Capacity,
 			Published: l.Accepted, Rejected: l.Rejected, Routed: l.Acknowledged, Discarded: l.Withdrawn + l.Discarded + l.Uncertain,
+			Latency: l.Latency,
 		}
 	}
 	return b, g

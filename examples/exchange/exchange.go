@@ -70,6 +70,7 @@ type exchange struct {
 	run     string // part of every ID, where those of earlier runs are remembered; else empty
 	members []*member
 	started time.Time
+	latency *latencies // with a log, behind which a Gateway does not know when Publish was called; else nil
 
 	all  [maxStreams]stream                        // what AllUsers is told
 	stop func()                                    // ends the waiting of publish
@@ -80,6 +81,9 @@ type exchange struct {
 	cut  [notification.NumPriorities]atomic.Uint64 // not accepted: the end came first
 }
 
+// latencies are from the call of Publish to the start of Push.
+type latencies [notification.NumPriorities]notification.HistogramRecorder
+
 // memberID returns the ID of the i-th member, from 0.
 func memberID(i int) string { return fmt.Sprintf("u%05d", i+1) }
 
@@ -87,10 +91,13 @@ func memberID(i int) string { return fmt.Sprintf("u%05d", i+1) }
 // part of the IDs of what it publishes.
 func newExchange(n int, bus bus, run string) (*exchange, error) {
 	x := &exchange{bus: bus, run: run, members: make([]*member, n), started: time.Now()}
+	if run != "" {
+		x.latency = new(latencies)
+	}
 	x.ctx, x.stop = context.WithCancel(context.Background())
 	for i := range x.members {
 		m := &member{id: memberID(i)}
-		m.client = &client{user: m.id}
+		m.client = &client{user: m.id, latency: x.latency}
 		x.members[i] = m
 		if err := m.client.connect(x.bus, notification.Cursor{}); err != nil {
 			return nil, err

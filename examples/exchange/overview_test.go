@@ -109,6 +109,35 @@ func TestDepths(t *testing.T) {
 	})
 }
 
+// An aged is a bus that publishes what was composed an hour ago.
+type aged struct{ *memory }
+
+func (a aged) Publish(n *notification.Notification) error {
+	n.Timestamp -= int64(time.Hour)
+	return a.memory.Publish(n)
+}
+
+// A Gateway behind a log counts from when it got a message; the page, from Publish.
+func TestLatency(t *testing.T) {
+	for run, least := range map[string]time.Duration{"": 0, "run": time.Hour} {
+		b, err := newMemory(notification.BrokerConfig{}, notification.GatewayConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, err := newExchange(3, aged{b}, run)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := x.drain(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		h := x.snapshot().gateway.Lanes[tradingBegins().Type().DefaultPriority()].Latency
+		if h.Count() != 3 || h.Quantile(0) < least || h.Max() > least+time.Hour {
+			t.Errorf("run %q: %d latencies, from %s to %s", run, h.Count(), h.Quantile(0), h.Max())
+		}
+	}
+}
+
 // TestOverview needs a real browser.
 func TestOverview(t *testing.T) {
 	if testing.Short() {
@@ -121,7 +150,7 @@ func TestOverview(t *testing.T) {
 		{"en", "now", "nothing heard", "nothing was heard for 60 s", "to all 3", "target 1 ms",
 			"One message in a hundred took 40 ms or longer; the target is 1 ms.", "before the inbox, in the lane (30 ms)", "for nobody who is routed 3", "no: 40 × the target", "The table goes on to the right", "Lanes"},
 		{"zh", "现在", "没有数据", "有 60 秒没有数据", "发给全体 3 人", "目标 1 ms",
-			"每百条中有一条耗时达到或超过 40 ms，目标是 1 ms。", "进入接收队列之前，即在队列中（30 ms）", "没有路由 3", "否：目标的 40 倍", "表格右侧还有内容", "优先级队列"},
+			"每百条中有一条耗时达到或超过 40 ms，目标是 1 ms。", "进入接收队列之前，即在优先级队列中（30 ms）", "没有路由 3", "否：目标的 40 倍", "表格右侧还有内容", "优先级队列"},
 	} {
 		t.Run(lang.code, func(t *testing.T) {
 			t.Run("the axis ends with now, and no line goes across what was not heard", func(t *testing.T) {
@@ -278,6 +307,24 @@ func TestOverview(t *testing.T) {
 			})
 		})
 	}
+	t.Run("with a log, a target is missed because of the disk", func(t *testing.T) {
+		e := exhibits(t)
+		e.web.x.run = "run"
+		e.tell(time.Second, func(s *snapshot) {
+			s.broker.Lanes[notification.P0] = notification.BrokerLane{Published: 1, Latency: took(3 * time.Millisecond)}
+			s.gateway.Lanes[notification.P0].Latency = took(4 * time.Millisecond)
+		})
+		for lang, want := range map[string]string{"en": "on the disk before it is delivered, which took 3 ms.", "zh": "写入耗时 3 ms。"} {
+			do(t, ctx, open(e.web.addr, lang))
+			if reasons := value[string](t, ctx, text("reasons")); !strings.Contains(reasons, want) {
+				t.Error(reasons)
+			}
+			note := value[string](t, ctx, text("inside-note"))
+			if log := map[string]string{"en": "there is a log", "zh": "有一份日志"}[lang]; !strings.Contains(note, log) {
+				t.Error(note)
+			}
+		}
+	})
 	t.Run("of several processes it shows what is known, and no inside", func(t *testing.T) {
 		mux := http.NewServeMux()
 		mux.Handle("GET /", page.Guard(page.Handler()))
@@ -350,7 +397,7 @@ func TestOverview(t *testing.T) {
 				check(".plots svg text", (e) => style(e).fill, card, 4.5);
 				check(".silent text", (e) => style(e).fill, style(document.querySelector(".silent rect")).fill, 4.5);
 				check(".plots svg .line, .plots svg .target", (e) => style(e).stroke, card, 3);
-				check(".plots svg .mark", (e) => style(e).fill, card, 3);
+				check(".plots svg .mark", (e) => style(e).stroke, card, 3);
 				check("#inside text", (e) => style(e).fill, box, 4.5);
 				check("#inside text.value", (e) => style(e).fill, card, 4.5);
 				check("#inside .depth, #inside .most, #inside .tip", (e) => style(e).fill, box, 3);

@@ -27,6 +27,11 @@ type snapshot struct {
 func (x *exchange) snapshot() snapshot {
 	s := snapshot{at: time.Now()}
 	s.broker, s.gateway = x.bus.stats()
+	if x.latency != nil {
+		for p := range x.latency {
+			s.gateway.Lanes[p].Latency = x.latency[p].Snapshot()
+		}
+	}
 	for p := range x.many {
 		s.broadcasts += x.many[p].Load()
 	}
@@ -196,7 +201,7 @@ type laneReport struct {
 	Reasons   []loss        `json:"reasons,omitempty"`
 	P50       time.Duration `json:"p50"`
 	P99       time.Duration `json:"p99"`
-	Handed    time.Duration `json:"handed"` // p99 until it is in the inbox, 0 if that is not counted
+	Handed    time.Duration `json:"handed"` // p99 until it is in the inbox, or with a log in that
 	Max       time.Duration `json:"max"`
 	Target    time.Duration `json:"target"`
 	Held      bool          `json:"held"`

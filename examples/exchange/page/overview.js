@@ -232,7 +232,9 @@ function table() {
     });
   });
   const why = rows.filter((r) => !r.held || r.reasons).map((r) => [r.lane, reasons(r)]);
-  if (rows.some((r) => !r.held) && machine()) why.push(["", machine()]);
+  if (rows.some((r) => !r.held) && stats.load !== undefined) {
+    why.push(["", (stats.load > stats.cpus ? t.busy : t.idle)(stats.cpus, number(stats.load, 1))]);
+  }
   fill($("reasons"), why, () => {
     const li = document.createElement("li");
     li.append(document.createElement("b"), " ", document.createElement("span"));
@@ -257,17 +259,10 @@ function reasons(r) {
     const ms = (ns) => duration(ns / 1e6), p = lanes.find((p) => r.lane === `P${p}`);
     const window = samples.slice(-span / 1000);
     said.push(t.late(ms(r.p99), ms(r.target)), t.lateIn(window.filter((s) => s.p99[p] * 1e6 > r.target).length, window.length));
-    if (r.handed) said.push((r.handed > r.p99 / 2 ? t.lateBefore : t.lateBehind)(ms(r.handed)));
+    if (stats.durable) said.push(t.lateDisk(ms(r.handed)));
+    else if (r.handed) said.push((r.handed > r.p99 / 2 ? t.lateBefore : t.lateBehind)(ms(r.handed)));
   }
   if (r.reasons) said.push(t.lostParts(r.reasons.map(({ n, what }) => `${t.loss[what] ?? what} ${number(n)}`)));
-  return said.join(t.between);
-}
-
-// machine says what a missed target may come from that is not the library's.
-function machine() {
-  const said = [];
-  if (stats.load !== undefined) said.push((stats.load > stats.cpus ? t.busy : t.idle)(stats.cpus, number(stats.load, 1)));
-  if (stats.durable) said.push(t.onDisk);
   return said.join(t.between);
 }
 

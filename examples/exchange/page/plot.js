@@ -60,10 +60,10 @@ export function plot(svg, { scale, ticks, format, lines, now, marks = [], silent
     parts.push(element("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, format(tick)));
   }
   for (const back of [120, 60, 0]) {
-    parts.push(element("text", { class: back ? "time" : "time now", x: x(now - back * 1000), y: height - 3, "text-anchor": "middle" }, back ? words.ago(back) : words.now));
+    parts.push(element("text", { class: back ? "time" : "time now", x: x(now - back * 1000), y: height - 3, "text-anchor": back === 120 ? "start" : "middle" }, back ? words.ago(back) : words.now));
   }
   for (const at of marks) {
-    if (now - at <= span) parts.push(element("path", { class: "mark", d: `M${x(at).toFixed(1)} ${top}l-3.5 -8h7z` }));
+    if (now - at <= span) parts.push(element("path", { class: "mark", d: `M${x(at).toFixed(1)} ${top - 2}v-9` }));
   }
   // Labels at the right edge must not cover each other.
   const labels = [];
