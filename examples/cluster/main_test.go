@@ -11,14 +11,20 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// build compiles the program, which starts itself in other roles.
+func build(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "cluster")
+	out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return program
+}
+
 func TestCluster(t *testing.T) {
 	if testing.Short() {
 		t.Skip("skipped with -short: six processes, of which some are killed in eight seconds")
 	}
-	program := filepath.Join(t.TempDir(), "cluster")
-	out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	out, err = exec.Command(program, "-duration", "8s", "-every", "800ms", "-clients", "40", "-rate", "100", "-dir", t.TempDir()).CombinedOutput()
+	out, err := exec.Command(build(t), "-duration", "8s", "-every", "800ms", "-clients", "40", "-rate", "100", "-dir", t.TempDir()).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	t.Logf("%s", out)
 	count := func(what string) int {

@@ -80,6 +80,8 @@ func (s *server) signIn(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusForbidden, err)
 		return
 	}
+	// The browser forgets the token that it had, so that nobody can sign it out later.
+	_ = s.revoke(r)
 	expires := time.Now().Add(signInFor)
 	s.setCookie(w, r, &http.Cookie{Value: s.keys.issue(asked.User, expires), Expires: expires})
 	tellSession(w, token{user: asked.User, expires: expires})
@@ -89,16 +91,26 @@ func (s *server) signIn(w http.ResponseWriter, r *http.Request) {
 // it: the token is refused from now on, and what was opened with it is closed.
 func (s *server) signOut(w http.ResponseWriter, r *http.Request) {
 	s.setCookie(w, r, &http.Cookie{MaxAge: -1})
-	if t, _, err := s.identify(r); err == nil {
-		err := s.keys.revoked.add(t)
-		s.guests.signOut(t)
-		if err != nil {
-			s.log.Error("a token that was revoked will be good after a restart", "user", t.user, "error", err)
-			fail(w, http.StatusInternalServerError, errors.New("signed out, but only until the exchange is started again"))
-			return
-		}
+	if err := s.revoke(r); err != nil {
+		fail(w, http.StatusInternalServerError, errors.New("signed out, but only until the exchange is started again"))
+		return
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// revoke makes the token of a request worthless, if it has one. An error says that it
+// will be good again after a restart.
+func (s *server) revoke(r *http.Request) error {
+	t, _, err := s.identify(r)
+	if err != nil {
+		return nil
+	}
+	err = s.keys.revoked.add(t)
+	s.guests.signOut(t)
+	if err != nil {
+		s.log.Error("a token that was revoked will be good after a restart", "user", t.user, "error", err)
+	}
+	return err
 }
 
 // setCookie sets the cookie of the sign-in.

@@ -16,7 +16,7 @@ const identity = new Identity(became, clock);
 const feed = new Feed();
 const pinned = new Pinned(title);
 const connection = new Connection({
-  check: () => identity.check(),
+  check: () => identity.check().finally(place),
   notifications: take,
   mark: (text) => feed.mark(text),
   warn: banner,
@@ -180,12 +180,8 @@ function translate() {
   $("language").textContent = t.other;
   $("language").lang = t.otherCode;
   $("theme").textContent = dark ? t.toLight : t.toDark;
-  const { user, edge, canKill = false } = identity.session ?? {};
-  $("user").textContent = user ?? "";
-  $("edge").textContent = edge ? t.edge(edge) : "";
-  $("kill").hidden = !canKill;
-  $("margin-call").hidden = $("halt").hidden = canKill; // the market of a cluster is elsewhere
-  $("kill").textContent = canKill ? t.kill(edge) : "";
+  $("user").textContent = identity.user ?? "";
+  place();
   banner(bannerText);
   feed.translate();
   pinned.translate();
@@ -193,6 +189,16 @@ function translate() {
   tell();
   title();
   draw();
+}
+
+// place tells at which edge of a cluster this is, which may be another one with each
+// connection.
+function place() {
+  const { edge, canKill = false } = identity.session ?? {};
+  $("edge").textContent = edge ? t.edge(edge) : "";
+  $("kill").hidden = !canKill;
+  $("kill").textContent = canKill ? t.kill(edge) : "";
+  $("margin-call").hidden = $("halt").hidden = canKill; // the market of a cluster is elsewhere
 }
 
 $("language").onclick = () => { speak(t.otherCode); translate(); };

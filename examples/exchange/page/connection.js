@@ -203,7 +203,7 @@ export class Connection {
     this.#away ??= this.#left();
     this.#become("stopped", () => code === 4409 ? t.replaced : t.refused);
     if (error) console.error(error);
-    if (code === 4401) this.#on.refused();
+    if (code === 4401 || code === 1000) this.#on.refused(); // 1000: signed out, wherever that was
   }
 
   // #startOver forgets where we were: what happened meanwhile is in the snapshot that

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+	"github.com/stretchr/testify/require"
+)
+
+// patience is how long a test waits for what must happen.
+const patience = 5 * time.Minute
+
+// browse starts a browser without a window, or skips.
+func browse(t *testing.T) context.Context {
+	t.Helper()
+	names := []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"}
+	i := slices.IndexFunc(names, func(name string) bool { _, err := exec.LookPath(name); return err == nil })
+	if i < 0 {
+		t.Skip("there is no Chromium on this machine: apt-get install chromium")
+	}
+	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(names[i]), chromedp.WSURLReadTimeout(patience))
+	if os.Geteuid() == 0 { // Chromium has no sandbox for root
+		options = append(options, chromedp.NoSandbox)
+	}
+	ctx, cancel := chromedp.NewExecAllocator(t.Context(), options...)
+	t.Cleanup(cancel)
+	ctx, cancel = chromedp.NewContext(ctx)
+	t.Cleanup(cancel)
+	require.NoError(t, chromedp.Do(ctx))
+	return ctx
+}
+
+// TestPage has a page live through the death of its edge.
+func TestPage(t *testing.T) {
+	if testing.Short() {
+		t.Skip("skipped with -short: six processes, and a browser")
+	}
+	ctx := browse(t)
+	program := build(t)
+	cmd := exec.Command(program, "-addr", "127.0.0.1:0", "-duration", "0", "-every", "0", "-clients", "20", "-rate", "200", "-dir", t.TempDir())
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		if cmd.ProcessState == nil { // the test has failed before its end
+			_ = cmd.Process.Signal(syscall.SIGTERM) // it has processes to end
+			_, _ = io.Copy(io.Discard, out)
+			_ = cmd.Wait()
+		}
+	})
+	said := bufio.NewReader(out)
+	var url string
+	for found := false; !found; url = strings.TrimSpace(url) {
+		line, err := said.ReadString('\n')
+		require.NoError(t, err)
+		url, found = strings.CutPrefix(line, "the page is at ")
+	}
+	rest := make(chan string, 1)
+	go func() { // ends with the process
+		text, _ := io.ReadAll(said)
+		rest <- string(text)
+	}()
+
+	until := func(expression string) {
+		t.Helper()
+		_, err := chromedp.Run(ctx, chromedp.Poll[bool](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(patience)))
+		if err != nil {
+			seen, _ := chromedp.Run(ctx, chromedp.Evaluate[string](`document.body.dataset.connection + ": " + document.body.innerText`))
+			t.Fatalf("waiting for %s: %v\n%s", expression, err, seen)
+		}
+	}
+	text := func(id string) string {
+		t.Helper()
+		s, err := chromedp.Run(ctx, chromedp.Evaluate[string](fmt.Sprintf("document.getElementById(%q).textContent", id)))
+		require.NoError(t, err)
+		return s
+	}
+	click := func(selector string) {
+		t.Helper()
+		require.NoError(t, chromedp.Do(ctx, chromedp.Evaluate[chromedp.Void](fmt.Sprintf("document.querySelector(%q).click()", selector))))
+	}
+	const live = `document.body.dataset.connection === "live" && document.querySelectorAll("#feed li[data-id]").length >= 3`
+	require.NoError(t, chromedp.Do(ctx, chromedp.Navigate(url+"?lang=en")))
+	until(`!document.getElementById("sign-in").hidden`)
+	require.NoError(t, chromedp.Do(ctx, chromedp.Evaluate[chromedp.Void](`document.getElementById("name").value = "u00003"`)))
+	click("#sign-in button")
+	until(live)
+
+	for _, language := range []string{"English", "中文"} {
+		t.Run("its edge is killed, and it goes on at another one with nothing missing, in "+language, func(t *testing.T) {
+			if text("language") == language {
+				click("#language")
+			}
+			before := text("edge")
+			require.Regexp(t, `edge-[012]$`, before)
+			require.Contains(t, text("kill"), before[strings.LastIndex(before, "edge-"):])
+			require.NoError(t, chromedp.Do(ctx, chromedp.Evaluate[chromedp.Void](`document.getElementById("verdict").dataset.whole = ""`)))
+			click("#kill")
+			until(fmt.Sprintf(`document.getElementById("edge").textContent !== %q`, before))
+			until(live)
+			until(`document.getElementById("verdict").dataset.whole !== ""`)
+			whole, err := chromedp.Run(ctx, chromedp.Evaluate[string](`document.getElementById("verdict").dataset.whole`))
+			require.NoError(t, err)
+			require.Equal(t, "true", whole, text("verdict"))
+			require.NotEqual(t, before, text("edge"))
+			t.Log(text("verdict"))
+		})
+	}
+	t.Run("what a cluster has not is not shown, and the plots are", func(t *testing.T) {
+		until(`["margin-call", "halt"].every((id) => document.getElementById(id).hidden)`)
+		until(`document.getElementById("inside").closest("section").hidden && document.getElementById("lanes").closest("section").hidden`)
+		until(`document.querySelectorAll("#latency path").length > 0 && document.querySelectorAll("#rate path").length > 0`)
+	})
+	t.Run("at the end nobody else has missed anything either", func(t *testing.T) {
+		require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+		table := <-rest
+		require.NoError(t, cmd.Wait(), table)
+		require.Regexp(t, `edges killed +2\n`, table)
+		require.Regexp(t, `lost +0\n`, table)
+	})
+}
