@@ -15,6 +15,7 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/notificationtest"
 	"github.com/qaexchange/notification/wsgateway"
 )
 
@@ -50,8 +51,7 @@ func TestMount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- gateway.Run(context.Background()) }() // ends with Shutdown, and is waited for
+	notificationtest.Start(t, nil, gateway) // returns when it runs, and shuts it down after what is deferred
 	sockets, err := wsgateway.New(gateway, wsgateway.Config{
 		Authenticate: func(*http.Request) (wsgateway.Identity, error) { return wsgateway.Identity{UserID: "alice"}, nil },
 	})
@@ -61,10 +61,8 @@ func TestMount(t *testing.T) {
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		for _, err := range []error{sockets.Shutdown(ctx), gateway.Shutdown(ctx), <-done} {
-			if err != nil {
-				t.Error(err)
-			}
+		if err := sockets.Shutdown(ctx); err != nil {
+			t.Error(err)
 		}
 	}()
 
