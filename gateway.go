@@ -211,7 +211,8 @@ func (g *Gateway) ID() string { return g.id }
 func (g *Gateway) isGateway() {}
 
 // Inbox returns the channels that a Broker, or whoever feeds the Gateway
-// without one, sends to. They are never closed.
+// without one, sends to: each Message into the lane of its priority. They are never
+// closed, and full when the Gateway is late.
 func (g *Gateway) Inbox() Inbox {
 	var in Inbox
 	for p, ch := range g.inbox {

@@ -149,10 +149,10 @@ func (r *reader) renew(epoch uint64) {
 	}
 }
 
-// GapUser is Gap for a user of whom something is missing, and nobody else: it ends
-// the user's sessions with ErrGap. It is for whoever feeds a Gateway with a Log, and
-// Missed must refuse to skip what is missing; cursors stay valid. For AllUsers it is
-// Gap. Without a Log it is Gap too, because the user's cursors would stay valid.
+// GapUser is Gap for one user, of whom something is missing: it ends the user's
+// sessions with ErrGap. It is for whoever feeds a Gateway with a Log. Cursors stay
+// valid, so Missed must return ErrCursorGone where it would have to skip what is
+// missing. For AllUsers, and without a Log, it is Gap.
 func (g *Gateway) GapUser(userID string) {
 	if userID == AllUsers || g.cfg.Log == nil {
 		g.Gap()

@@ -6,7 +6,7 @@ import (
 	"github.com/qaexchange/notification/web"
 )
 
-// A Transport is what connects browsers: a *wsgateway.Handler.
+// A Transport is what connects browsers: a Handler of wsgateway or ssegateway.
 type Transport interface{ Stats() web.Stats }
 
 // A TransportCollector is a prometheus.Collector for one transport.

@@ -45,8 +45,8 @@ import (
 	"github.com/qaexchange/notification/web"
 )
 
-// Sessions is where sessions are made: a *notification.Gateway, or whatever
-// chooses between several.
+// Sessions is where sessions are made: a *notification.Gateway, a *natslog.Edge, or
+// whatever chooses between several.
 type Sessions interface {
 	RegisterSession(notification.SessionConfig) (*notification.Session, error)
 }
