@@ -39,8 +39,8 @@ type BrokerLane struct {
 // ReceiverStats counts what one gateway, receiver or global subscriber got.
 type ReceiverStats struct {
 	ID      string
-	Global  bool // a global subscriber
-	Stuck   bool // its budget is spent in at least one lane, and what is for it is dropped
+	Global  bool   // a global subscriber
+	Stuck   bool   // its budget is spent in at least one lane, and what is for it is dropped
 	Handed  uint64 // messages sent to its channels
 	Dropped uint64 // was full for too long, or left during the hand-over
 }
