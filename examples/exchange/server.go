@@ -185,13 +185,18 @@ func (s *server) drain() {
 }
 
 // hangUp ends the connections, spread over hangUpTime so that a herd would not
-// come back at once.
+// come back at once. Who has not answered by then is cut, as a browser may be that is
+// busy with something else.
 func (s *server) hangUp(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, s.hangUpTime)
+	limit, cancel := context.WithTimeout(ctx, s.hangUpTime)
 	defer cancel()
 	events := make(chan error, 1)
-	go func() { events <- s.events.Shutdown(ctx) }()
-	return errors.Join(s.web.Shutdown(ctx), <-events)
+	go func() { events <- s.events.Shutdown(limit) }()
+	err := errors.Join(s.web.Shutdown(limit), <-events)
+	if limit.Err() != nil && ctx.Err() == nil {
+		return nil
+	}
+	return err
 }
 
 // close shows the final table to whoever is looking, and ends the server.

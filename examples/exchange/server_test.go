@@ -369,3 +369,18 @@ func TestServer(t *testing.T) {
 		}
 	})
 }
+
+func TestHangUp(t *testing.T) {
+	_, web := serve(t)
+	web.hangUpTime = time.Millisecond
+	cookie := enter(t, web, "u00001")
+	for range 3 {
+		dial(t, web, cookie) // and does not read what the server says at the end
+	}
+	t.Run("who does not answer is cut, which is no failure", func(t *testing.T) {
+		if err := web.hangUp(t.Context()); err != nil {
+			t.Error(err)
+		}
+		await(t, "the end of all connections", func() bool { return web.web.Stats().Connections == 0 })
+	})
+}
