@@ -63,7 +63,7 @@ func profile(t *testing.T, ctx context.Context) context.Context {
 // What the browser reports as an error, and the page expects and handles: it asks
 // who it is before the sign-in (401), is refused, and loses the exchange.
 var expected = []string{
-	" 401", " 403", " 429", " 503",
+	" 401", " 403", " 429", " 502", " 503",
 	"ERR_CONNECTION_", "ERR_EMPTY_RESPONSE", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_SOCKET_NOT_CONNECTED",
 	"Connection closed before receiving a handshake response",
 }

@@ -251,6 +251,7 @@ func TestRestart(t *testing.T) {
 				}).observe(document.getElementById("sign-in"), { attributes: true })`))
 			for range 2 {
 				last := value[string](t, ctx, `document.querySelector("#feed li[data-id]").dataset.id`)
+				do(t, ctx, chromedp.Evaluate[chromedp.Void](`document.getElementById("verdict").dataset.whole = "not yet"`))
 				c.end(p, t)
 				door.to.Store(nil)
 				do(t, ctx, until(`document.body.dataset.connection !== "live"`))
