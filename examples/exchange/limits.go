@@ -83,7 +83,11 @@ func (s *server) address(r *http.Request) string {
 	}
 	ip, err := netip.ParseAddr(host)
 	if err != nil {
-		return host
+		port, err := netip.ParseAddrPort(host) // as some proxies have it
+		if err != nil {
+			return host
+		}
+		ip = port.Addr()
 	}
 	if ip = ip.Unmap(); ip.Is6() {
 		if network, err := ip.Prefix(64); err == nil {

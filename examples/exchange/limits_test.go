@@ -96,7 +96,7 @@ func TestLimits(t *testing.T) {
 		spend(behind.signIns, "2001:db8::/64")
 		for from, status := range map[string]int{
 			"203.0.113.9": 429, "198.51.100.1, 203.0.113.9": 429, "203.0.113.9, 198.51.100.1": 200, "198.51.100.1": 200,
-			"::ffff:203.0.113.9": 429, "2001:db8::1": 429, "2001:db8::2:3": 429, "2001:db8:0:1::1": 200, "": 200, "nonsense": 200,
+			"::ffff:203.0.113.9": 429, "2001:db8::1": 429, "2001:db8::2:3": 429, "2001:db8:0:1::1": 200, "203.0.113.9:1234": 429, "[2001:db8::1]:1234": 429, "": 200, "nonsense": 200,
 		} {
 			answer, text := send(t, behind, "POST", "/api/session", user, http.Header{"X-Forwarded-For": {from}})
 			if answer.StatusCode != status {

@@ -226,24 +226,35 @@ func TestRestart(t *testing.T) {
 		t.Skip("a browser takes a while")
 	}
 	browser := browse(t)
+	// Whoever comes to a process that is stopping is let in, and told so; to the port of
+	// one that was killed nobody may come, for it may be somebody else's.
+	stop := func(t *testing.T, p *process, door *doorway) {
+		p.stop(t)
+		door.to.Store(nil)
+	}
+	kill := func(t *testing.T, p *process, door *doorway) {
+		door.to.Store(nil)
+		p.kill(t)
+	}
 	for _, c := range []struct {
 		name    string
-		lang    string
+		query   string
 		args    []string
-		end     func(*process, *testing.T)
+		end     func(*testing.T, *process, *doorway)
 		verdict string // of the page: it has all that it missed, or says that it has not
 	}{
-		{"stopped and started again, with a log on disk", "zh", []string{"-durable=" + t.TempDir()}, (*process).stop, "true"},
-		{"killed and started again, with a log on disk", "en", []string{"-durable=" + t.TempDir()}, (*process).kill, "true"},
-		{"stopped and started again, in memory", "en", nil, (*process).stop, "false"},
-		{"killed and started again, in memory", "zh", nil, (*process).kill, "false"},
+		{"stopped and started again, with a log on disk", "?lang=zh", []string{"-durable=" + t.TempDir()}, stop, "true"},
+		{"killed and started again, with a log on disk", "?lang=en", []string{"-durable=" + t.TempDir()}, kill, "true"},
+		{"killed and started again, with a log on disk, over server-sent events", "?lang=zh&events", []string{"-durable=" + t.TempDir()}, kill, "true"},
+		{"stopped and started again, in memory", "?lang=en", nil, stop, "false"},
+		{"killed and started again, in memory", "?lang=zh", nil, kill, "false"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			home := t.TempDir()
 			p := launch(t, home, c.args...)
 			door := newDoorway(t, p)
 			ctx := profile(t, browser)
-			do(t, ctx, signInAt(door.addr, "?lang="+c.lang, "u00003"), until(liveFeed),
+			do(t, ctx, signInAt(door.addr, c.query, "u00003"), until(liveFeed),
 				// A reload would forget this, and being signed out would be seen.
 				chromedp.Evaluate[chromedp.Void](`window.seen = "", new MutationObserver(() => {
 					const form = document.getElementById("sign-in");
@@ -252,8 +263,7 @@ func TestRestart(t *testing.T) {
 			for range 2 {
 				last := value[string](t, ctx, `document.querySelector("#feed li[data-id]").dataset.id`)
 				do(t, ctx, chromedp.Evaluate[chromedp.Void](`document.getElementById("verdict").dataset.whole = "not yet"`))
-				c.end(p, t)
-				door.to.Store(nil)
+				c.end(t, p, door)
 				do(t, ctx, until(`document.body.dataset.connection !== "live"`))
 				p = launch(t, home, c.args...)
 				door.to.Store(&p.addr)

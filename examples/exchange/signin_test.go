@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -13,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/chromedp"
 	"github.com/coder/websocket"
 	"github.com/qaexchange/notification"
 	"github.com/stretchr/testify/require"
@@ -346,4 +350,39 @@ func TestGuests(t *testing.T) {
 		require.ErrorIs(t, err, notification.ErrInvalid)
 		require.Zero(t, gs.all)
 	})
+}
+
+// TestPageSignedOutElsewhere has a token revoked that a page is open with: nothing in
+// its browser tells it, but the end of its connection.
+func TestPageSignedOutElsewhere(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a browser takes a while")
+	}
+	browser := browse(t)
+	_, web, stop := market(t, 20, 400)
+	defer stop()
+	do(t, browser, chromedp.Navigate("http://"+web.addr+"/")) // it waits for the end, see leave
+	for query, says := range map[string]string{
+		"?lang=en": "The exchange does not know your sign-in any more", "?lang=zh": "交易所已不认可您的登录",
+		"?lang=en&events": "The exchange does not know your sign-in any more",
+	} {
+		t.Run(query, func(t *testing.T) {
+			ctx := profile(t, browser)
+			do(t, ctx, signInAt(web.addr, query, "u00003"), until(liveFeed))
+			var stolen *http.Cookie
+			do(t, ctx, chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+				got, err := cdp.Call(ctx, target, network.GetCookies, network.GetCookiesParams{})
+				if err == nil && len(got.Cookies) == 1 {
+					stolen = &http.Cookie{Name: got.Cookies[0].Name, Value: got.Cookies[0].Value}
+				}
+				return err
+			}))
+			require.NotNil(t, stolen)
+			answer, text := ask(t, web, "DELETE", "/api/session", "", stolen)
+			require.Equal(t, http.StatusNoContent, answer.StatusCode, text)
+			do(t, ctx, until(`!document.getElementById("sign-in").hidden && document.querySelector("#feed li") === null`),
+				until(fmt.Sprintf(`document.getElementById("banner-text").textContent.startsWith(%q)`, says)))
+			leave(t, ctx)
+		})
+	}
 }
