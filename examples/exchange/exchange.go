@@ -212,6 +212,15 @@ func source(c notification.Channel) string {
 	return "AccountSystem"
 }
 
+// pending returns how many messages wait in outboxes and running Pushes.
+func (x *exchange) pending() (n int) {
+	_, stats := x.bus.stats()
+	for _, l := range stats.Lanes {
+		n += l.Pending
+	}
+	return n
+}
+
 // drain delivers what was accepted and stops, against the direction in which
 // messages go: nobody publishes any more, the sessions get what was accepted,
 // browsers are told to go elsewhere while they are still served, and then
@@ -219,7 +228,9 @@ func source(c notification.Channel) string {
 func (x *exchange) drain(ctx context.Context, hangUp func(context.Context) error) error {
 	err := x.bus.endPublishing(ctx)
 	if hangUp != nil {
-		err = errors.Join(err, hangUp(ctx))
+		// A Push to somebody who was hung up on is refused. It should not be so late
+		// that the Gateway, on its way down, calls it lost.
+		err = errors.Join(err, hangUp(ctx), poll(ctx, func() bool { return x.pending() == 0 }))
 	}
 	err = errors.Join(err, x.bus.endServing(ctx))
 	x.stop()
