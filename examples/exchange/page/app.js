@@ -4,7 +4,7 @@
 import { Clock } from "./latency.js";
 import { Connection, channelNames } from "./connection.js";
 import { Feed, element } from "./feed.js";
-import { Identity } from "./identity.js";
+import { Identity, request } from "./identity.js";
 import { Pinned } from "./pinned.js";
 import { watch, draw } from "./overview.js";
 import { t, code, speak, number, duration } from "./text.js";
@@ -20,7 +20,6 @@ const connection = new Connection({
   notifications: take,
   mark: (text) => feed.mark(text),
   warn: banner,
-  refused: () => identity.check(),
 });
 
 // ---- What comes ----
@@ -150,7 +149,7 @@ for (const name of channelNames) {
 async function act(path) {
   if (!connection.live || await identity.check() === false) return;
   try {
-    const { ok, status } = await fetch(path, { method: "POST" });
+    const { ok, status } = await request(path, { method: "POST" });
     if (status === 401) identity.check();
     else banner(ok ? null : status === 429 ? () => t.tooOften : () => t.failed(status));
   } catch { banner(() => t.unreachable); }

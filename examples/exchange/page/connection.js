@@ -3,6 +3,7 @@
 import { connect } from "./notification-client.js";
 import { Audit } from "./audit.js";
 import { EventSocket } from "./events.js";
+import { request } from "./identity.js";
 import { t, number } from "./text.js";
 
 export const channelNames = ["trade", "account", "position", "risk", "system"];
@@ -40,7 +41,7 @@ export class Connection {
 
   // on: check() returns whether the user is still the one that it was, notifications(list,
   // replayed) takes them, mark(text) and warn(text) show something in the list and above
-  // all else, stopped(refused) is told of an end that is not the page's.
+  // all else.
   constructor(on) {
     this.#on = on;
     $("again").onclick = () => this.again();
@@ -203,7 +204,7 @@ export class Connection {
     this.#away ??= this.#left();
     this.#become("stopped", () => code === 4409 ? t.replaced : t.refused);
     if (error) console.error(error);
-    if (code === 4401 || code === 1000) this.#on.refused(); // 1000: signed out, wherever that was
+    this.#on.check(); // it may be the sign-in, of which another tab or another place has made an end
   }
 
   // #startOver forgets where we were: what happened meanwhile is in the snapshot that
@@ -282,7 +283,7 @@ export class Connection {
 
 async function streams() {
   try {
-    const answer = await fetch("api/streams");
+    const answer = await request("api/streams");
     return answer.ok ? await answer.json() : null;
   } catch { return null; }
 }

@@ -5,8 +5,13 @@
 // when the tab comes into sight, when another tab has signed in or out, and every
 // few seconds. Each answer also tells the server's clock.
 
-const mark = "exchange-user"; // what the tabs tell each other; whose it is while somebody is signed in
+// What the tabs tell each other: who is signed in; empty while the server has yet to be
+// told that he has left.
+const mark = "exchange-user";
 const every = 15_000; // milliseconds
+
+// request is a fetch that fails in the end, even if nobody ever answers.
+export const request = (path, options) => fetch(path, { ...options, signal: AbortSignal.timeout(5_000) });
 
 export class Identity {
   session = null; // {user, expires, …} as the server said
@@ -38,10 +43,11 @@ export class Identity {
   // check asks the server. It returns whether it is who it was; undefined if the
   // server cannot be asked.
   async check() {
+    if (localStorage.getItem(mark) === "" && !await this.#leave()) return undefined;
     const asked = ++this.#asked, sent = performance.now();
     let status, session;
     try {
-      const answer = await fetch("api/session");
+      const answer = await request("api/session");
       status = answer.status;
       if (answer.ok) session = await answer.json();
     } catch { return undefined; }
@@ -50,7 +56,7 @@ export class Identity {
     this.#settled = asked;
     if (status === 401) {
       if (!this.user) return true;
-      this.#become(null, Date.now() >= this.session.expires ? "expired" : localStorage.getItem(mark) === null ? "elsewhere" : "unknown");
+      this.#become(null, this.#expired() ? "expired" : localStorage.getItem(mark) ? "unknown" : "elsewhere");
       return false;
     }
     if (!session) return undefined;
@@ -63,27 +69,37 @@ export class Identity {
     return false;
   }
 
+  // #expired is by the server's clock.
+  #expired() { return Date.now() + this.#clock.difference > this.session.expires - 1_000; }
+
   // signIn returns the status of the answer; 0 if there was none.
   async signIn(user) {
     this.#settled = ++this.#asked;
     try {
-      const answer = await fetch("api/session", { method: "POST", body: JSON.stringify({ user }) });
+      const answer = await request("api/session", { method: "POST", body: JSON.stringify({ user }) });
       this.#settled = ++this.#asked;
       if (answer.ok) this.#become(await answer.json(), "");
       return answer.status;
     } catch { return 0; }
   }
 
-  // signOut returns whether the server knows. The page is clean in any case.
-  async signOut() {
+  // signOut returns whether the server knows. The page is clean in any case, and goes on
+  // trying.
+  signOut() {
     this.#settled = ++this.#asked;
-    localStorage.removeItem(mark);
+    localStorage.setItem(mark, "");
     this.#become(null, "");
+    return this.#leave();
+  }
+
+  async #leave() {
     try {
-      const answer = await fetch("api/session", { method: "DELETE" });
-      this.#settled = ++this.#asked;
-      return answer.ok || answer.status === 401;
+      const answer = await request("api/session", { method: "DELETE" });
+      if (!answer.ok) return false;
     } catch { return false; }
+    this.#settled = ++this.#asked;
+    if (localStorage.getItem(mark) === "") localStorage.removeItem(mark);
+    return true;
   }
 
   #become(session, why) {
