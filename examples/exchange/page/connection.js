@@ -195,7 +195,7 @@ export class Connection {
         return;
       case "live": return this.#become("live", () => t.live);
       case "waiting": {
-        this.#away ??= this.#left();
+        this.#away ??= this.#left(reason === "watchdog" ? performance.now() - this.heard : 0);
         const until = performance.now() + retryMs;
         return this.#become("lost", () => reason === "watchdog" ? t.silent : t.lost,
           () => t.retryIn(Math.max(0, Math.ceil((until - performance.now()) / 1000))));
@@ -225,9 +225,9 @@ export class Connection {
 
   // ---- What an interruption has cost ----
 
-  // #left is where we were when the connection went.
-  #left() {
-    return { since: Date.now(), missing: this.audit.missing, twice: this.audit.twice, positions: this.audit.positions() };
+  // #left is where we were when the connection went, so many milliseconds ago.
+  #left(ago = 0) {
+    return { since: Date.now() - ago, missing: this.audit.missing, twice: this.audit.twice, positions: this.audit.positions() };
   }
 
   // #back watches until all that was published until we were back has arrived. If the
