@@ -51,8 +51,8 @@ func nameTag(t token) string { return t.user + " " + t.id }
 // RegisterSession makes the session of a name tag. A user who has maxTabs already
 // loses the oldest.
 func (gs *guests) RegisterSession(cfg notification.SessionConfig) (*notification.Session, error) {
-	user, token, _ := strings.Cut(cfg.UserID, " ")
-	g := &guest{Sink: cfg.Sink, in: gs, user: user, token: token}
+	user, id, _ := strings.Cut(cfg.UserID, " ")
+	g := &guest{Sink: cfg.Sink, in: gs, user: user, token: id}
 	cfg.UserID, cfg.Sink = user, g
 	gs.mu.Lock()
 	full := gs.all >= maxGuests
@@ -76,7 +76,7 @@ func (gs *guests) RegisterSession(cfg notification.SessionConfig) (*notification
 	}
 	// end revokes first and looks for sessions then; this has made one first and looks
 	// then whether it is revoked: one of the two sees the other.
-	if gs.revoked.has(token) {
+	if gs.revoked.has(id) {
 		gs.end(nil, g)
 	}
 	return s, nil

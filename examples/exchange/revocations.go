@@ -38,33 +38,36 @@ func (r *revocations) load() error {
 		return nil
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	for _, f := range files {
 		at, id, _ := strings.Cut(f.Name(), "-")
 		if seconds, err := strconv.ParseInt(at, 10, 64); err == nil && id != "" { // others are not ours
 			r.until[id] = time.Unix(seconds, 0)
 		}
 	}
-	r.sweep(time.Now())
+	over := r.sweep(time.Now())
+	r.mu.Unlock()
+	r.remove(over)
 	return err
 }
 
 // add revokes a token, for this process whatever happens, and on disk if the error
 // is nil.
 func (r *revocations) add(t token) error {
+	var over []token
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.until[t.id] = t.expires
 	if len(r.until) >= r.sweepAt {
-		r.sweep(time.Now())
+		over = r.sweep(time.Now())
 	}
+	r.mu.Unlock() // whoever asks must not wait for the disk
 	if r.dir == "" {
 		return nil
 	}
+	r.remove(over)
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return err
 	}
-	return os.WriteFile(r.file(t.id, t.expires), nil, 0o600)
+	return os.WriteFile(r.file(t), nil, 0o600)
 }
 
 func (r *revocations) has(id string) bool {
@@ -74,20 +77,25 @@ func (r *revocations) has(id string) bool {
 	return ok
 }
 
-// sweep forgets what has expired by itself. mu is held.
-func (r *revocations) sweep(now time.Time) {
+// sweep forgets what has expired by itself, and returns it. mu is held.
+func (r *revocations) sweep(now time.Time) (over []token) {
 	for id, until := range r.until {
-		if now.Before(until) {
-			continue
-		}
-		delete(r.until, id)
-		if r.dir != "" {
-			_ = os.Remove(r.file(id, until)) // or else at the next start
+		if !now.Before(until) {
+			delete(r.until, id)
+			over = append(over, token{id: id, expires: until})
 		}
 	}
 	r.sweepAt = max(leastSweep, 2*len(r.until))
+	return over
 }
 
-func (r *revocations) file(id string, until time.Time) string {
-	return filepath.Join(r.dir, strconv.FormatInt(until.Unix(), 10)+"-"+id)
+// remove takes off the disk what is over.
+func (r *revocations) remove(over []token) {
+	for _, t := range over {
+		_ = os.Remove(r.file(t)) // or else at the next start
+	}
+}
+
+func (r *revocations) file(t token) string {
+	return filepath.Join(r.dir, strconv.FormatInt(t.expires.Unix(), 10)+"-"+t.id)
 }

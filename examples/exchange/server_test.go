@@ -332,10 +332,10 @@ func TestServer(t *testing.T) {
 	t.Run("metrics and profiles are for the operator, on a listener of their own", func(t *testing.T) {
 		admin := administer(t, x, web)
 		for path, want := range map[string]string{
-			"/metrics":                         "notification_broker_published_total",
-			"/debug/pprof/goroutine?debug=1":   "goroutine profile",
-			"/debug/pprof/cmdline":             "exchange",
-			"/debug/pprof/profile?seconds=0.1": "",
+			"/metrics":                       "notification_broker_published_total",
+			"/debug/pprof/goroutine?debug=1": "goroutine profile",
+			"/debug/pprof/cmdline":           "exchange",
+			"/debug/pprof/profile?seconds=1": "",
 		} {
 			if answer, text := ask(t, web, "GET", path, "", nil); answer.StatusCode != http.StatusNotFound {
 				t.Errorf("the page's listener has %s: %s\n%.300s", path, answer.Status, text)

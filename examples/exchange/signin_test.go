@@ -104,11 +104,11 @@ func TestRevocations(t *testing.T) {
 	t.Run("it is forgotten when it would have expired, on disk too", func(t *testing.T) {
 		over := token{id: "OVER", user: "u00001", expires: now.Add(-time.Second)}
 		require.NoError(t, s.revoked.add(over))
-		require.FileExists(t, s.revoked.file(over.id, over.expires))
+		require.FileExists(t, s.revoked.file(over))
 		again, err := openSigner(name)
 		require.NoError(t, err)
 		require.False(t, again.revoked.has(over.id))
-		require.NoFileExists(t, s.revoked.file(over.id, over.expires))
+		require.NoFileExists(t, s.revoked.file(over))
 		check(t, again)
 	})
 	t.Run("in memory there are no more than twice as many as hold", func(t *testing.T) {
