@@ -14,6 +14,8 @@ import (
 //
 //	calls of Publish and PublishWait = ΣPublished + Deduplicated + ΣRejected + Invalid + RefusedClosed
 //	Published, in each lane          = Routed + Unrouted + Discarded + Queued
+//
+// PublishBatch is a call for each that it accepts, and for the one that it refuses.
 type BrokerStats struct {
 	Lanes         [NumPriorities]BrokerLane
 	Deduplicated  uint64          // accepted before: Publish returned nil and did nothing
