@@ -124,11 +124,14 @@ func (l *memoryLog) trim(p Priority, keep int) {
 }
 
 // lose removes the last block of a lane, whose number will be used again: a disk
-// has lost its end.
+// has lost its end. A block of which something is trimmed is not there to be lost.
 func (l *memoryLog) lose(p Priority) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	lane := &l.lanes[p]
+	if lane.gone.number/blockSize == lane.block {
+		return
+	}
 	lane.entries = slices.DeleteFunc(lane.entries, func(e logEntry) bool { return e.number/blockSize == lane.block })
 	lane.block--
 }
