@@ -18,34 +18,25 @@ let heard = Date.now();   // when it answered last, by its clock
 let away = false;         // it did not answer when it was last asked
 let told = () => {};
 
-// over says that the exchange takes nobody new.
-export let over = false;
-
-// refresh asks what has happened since the last time.
-let asking = null;
-export function refresh() { return asking ??= ask().finally(() => { asking = null; }); }
-
 async function ask() {
+  let next;
   try {
-    let next = await get(seen);
+    next = await get(seen);
     if (stats && next.started !== stats.started) next = await get(seen = 0); // it was started again
-    const first = next.samples[0];
-    if (first) {
-      seen = next.samples.at(-1).number;
-      samples = [...samples.filter((s) => s.at < first.at), ...next.samples].slice(-keep);
-    }
-    stats = next;
-    ahead = stats.now - Date.now();
-    heard = stats.now;
-    away = false;
-    over = stats.phase !== "running";
-    told(stats);
-  } catch (error) {
+  } catch {
     away = true;
-    throw error;
-  } finally {
-    draw();
+    return;
   }
+  const first = next.samples[0];
+  if (first) {
+    seen = next.samples.at(-1).number;
+    samples = [...samples.filter((s) => s.at < first.at), ...next.samples].slice(-keep);
+  }
+  stats = next;
+  ahead = stats.now - Date.now();
+  heard = stats.now;
+  away = false;
+  told(stats);
 }
 
 async function get(since) {
@@ -63,8 +54,9 @@ export function watch(onStats) {
 }
 
 async function poll() {
-  try { await refresh(); } catch { /* it is away, which draw says */ }
+  await ask();
   setTimeout(poll, 1000);
+  draw();
 }
 
 // draw shows the last stats, in the language and at the width of now.
