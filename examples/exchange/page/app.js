@@ -200,7 +200,12 @@ function place() {
   $("margin-call").hidden = $("halt").hidden = canKill; // the market of a cluster is elsewhere
 }
 
-$("language").onclick = () => { speak(t.otherCode); translate(); };
+$("language").onclick = async () => {
+  try {
+    await speak(t.otherCode);
+    translate();
+  } catch { banner(() => t.unreachable); }
+};
 
 const system = matchMedia("(prefers-color-scheme: dark)");
 let dark;

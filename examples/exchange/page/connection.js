@@ -2,13 +2,14 @@
 
 import { connect } from "./notification-client.js";
 import { Audit } from "./audit.js";
-import { EventSocket } from "./events.js";
 import { request } from "./identity.js";
+import { say } from "./plot.js";
 import { t, number } from "./text.js";
 
 export const channelNames = ["trade", "account", "position", "risk", "system"];
 
 const overEvents = new URLSearchParams(location.search).has("events"); // in place of a WebSocket
+const Socket = overEvents ? (await import("./events.js")).EventSocket : WebSocket;
 const backoff = { max: 10_000 };
 const cutFor = 5;           // seconds
 const quietAfter = 2;       // heartbeats: one was due and did not come
@@ -121,8 +122,8 @@ export class Connection {
     const { name, text } = this.#state;
     document.body.dataset.connection = name;
     const closing = { draining: t.draining, finished: t.finished }[this.#phase];
-    write($("connection"), closing && name !== "off" ? `${text()} · ${closing}` : text());
-    write($("verdict"), this.#verdict());
+    say($("connection"), closing && name !== "off" ? `${text()} · ${closing}` : text());
+    say($("verdict"), this.#verdict());
     $("again").textContent = name === "stopped" ? t.here : t.tryNow;
     const hidden = !["lost", "stopped"].includes(name);
     if (hidden && document.activeElement === $("again")) $("state").focus();
@@ -140,12 +141,12 @@ export class Connection {
     if (name === "silent" && silence <= quietAfter * this.#beat) return this.#become("live", () => t.live);
     const seconds = Math.floor(silence / 1000);
     const last = this.heard && ["live", "silent", "lost"].includes(name) && seconds >= 2 ? t.lastHeard(number(seconds)) : "";
-    write($("ago"), [last, ago()].filter(Boolean).join(" · "));
+    say($("ago"), [last, ago()].filter(Boolean).join(" · "));
   }
 
   #conclude(text, whole) {
     this.#verdict = text;
-    write($("verdict"), text());
+    say($("verdict"), text());
     $("verdict").dataset.whole = whole;
   }
 
@@ -161,7 +162,7 @@ export class Connection {
     };
     const c = this.#client = connect({
       url: overEvents ? "events" : "ws",
-      WebSocket: hearing(overEvents ? EventSocket : WebSocket, hear),
+      WebSocket: hearing(Socket, hear),
       channels: [...this.subscribed],
       cursor,
       backoff,
@@ -286,9 +287,4 @@ async function streams() {
     const answer = await request("api/streams");
     return answer.ok ? await answer.json() : null;
   } catch { return null; }
-}
-
-// write leaves alone what is so already: a status that is written is spoken.
-function write(element, text) {
-  if (element.textContent !== text) element.textContent = text;
 }
