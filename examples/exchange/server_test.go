@@ -297,7 +297,7 @@ func TestServer(t *testing.T) {
 		}
 	})
 	t.Run("the page loads nothing from elsewhere, and says so to the browser", func(t *testing.T) {
-		for _, path := range []string{"/", "/app.js", "/style.css", "/text.js", "/audit.js", "/events.js", "/plot.js", "/notification-client.js", "/icon.svg"} {
+		for _, path := range []string{"/", "/app.js", "/style.css", "/text.js", "/audit.js", "/events.js", "/plot.js", "/inside.js", "/overview.js", "/overview.css", "/notification-client.js", "/icon.svg"} {
 			answer, text := ask(t, web, "GET", path, "", nil)
 			if answer.StatusCode != http.StatusOK || answer.Header.Get("Content-Security-Policy") != page.Policy {
 				t.Errorf("%s: %s %v", path, answer.Status, answer.Header)
