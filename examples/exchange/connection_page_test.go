@@ -135,7 +135,7 @@ func TestPageSignedOut(t *testing.T) {
 			}
 			answer.Body.Close()
 			do(t, ctx, signedOut, nothingOf("u00002"),
-				banner(in(language, "The exchange does not know your sign-in any more. Please sign in again.", "交易所已不认可您的登录，请重新登录。")))
+				banner(in(language, "The exchange does not know your sign-in any more. Please sign in again.", "您的登录已失效，请重新登录。")))
 
 			// One that ends while somebody is there has. However slow the browser is,
 			// sooner or later there is one that holds for long enough.
@@ -166,7 +166,7 @@ func TestPageSignedOut(t *testing.T) {
 			do(t, ctx, signInAt(f.addr, "?lang="+language, "u00002"), until(live))
 			f.server.Store(nil)
 			do(t, ctx, click("#sign-out"), signedOut, nothingOf("u00002"),
-				banner(in(language, "The exchange could not be told that you have signed out. This page goes on trying; until then this browser is still signed in.", "未能把退出登录告知交易所。本页会继续尝试；在此之前，本浏览器仍处于登录状态。")))
+				banner(in(language, "The exchange could not be told that you have signed out. This page goes on trying; until then this browser is still signed in.", "退出登录的请求未能送达交易所。本页会继续重试；在成功之前，本浏览器仍处于登录状态。")))
 			f.show(web)
 			do(t, ctx, load, until(`localStorage.getItem("exchange-user") === null`), signedOut, nothingOf("u00002"))
 		})
@@ -245,7 +245,7 @@ func TestPageRestart(t *testing.T) {
 			do(t, ctx, until(fmt.Sprintf(`document.getElementById("connection").textContent.includes(%q)`, in(language, "the exchange is closing", "交易所正在关闭"))))
 			stop()
 			lost := `document.body.dataset.connection === "lost"`
-			ago := in(language, `/^last heard \d+ s ago · next attempt in \d+ s$/`, `/^\d+ 秒前最后收到数据 · \d+ 秒后重试$/`)
+			ago := in(language, `/^last heard \d+ s ago · next attempt in \d+ s$/`, `/^最近一次收到数据：\d+ 秒前 · \d+ 秒后重试$/`)
 			do(t, ctx, until(lost+` && `+ago+`.test(document.getElementById("ago").textContent)`))
 			// It can be tried at once, and the focus does not fall out of the page.
 			do(t, ctx, pressed("#again", kb.Enter), until(`["state", "again"].includes(document.activeElement.id)`))

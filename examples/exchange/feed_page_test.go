@@ -95,8 +95,8 @@ func TestPageUrgent(t *testing.T) {
 			d.publish(urgent...)
 			// The oldest are shown, how many more there are is said, and it is spoken.
 			do(until(count+` === 5 && `+first+`.innerText.includes("R0")`),
-				until(fmt.Sprintf(`document.getElementById("pinned-more").textContent.startsWith(%q)`, in(language, "And 2 more, the latest: Order rejected", "另有 2 条，最新一条：委托被拒"))),
-				until(fmt.Sprintf(`document.getElementById("urgent").textContent.includes(%q)`, in(language, "Order rejected", "委托被拒"))),
+				until(fmt.Sprintf(`document.getElementById("pinned-more").textContent.startsWith(%q)`, in(language, "And 2 more, the latest: Order rejected", "另有 2 条，最新一条：订单被拒"))),
+				until(fmt.Sprintf(`document.getElementById("urgent").textContent.includes(%q)`, in(language, "Order rejected", "订单被拒"))),
 				until(`document.title.startsWith("(7) ")`))
 			// Neither a flood nor a filter moves them away.
 			var flood []notification.Payload

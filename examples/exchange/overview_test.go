@@ -320,7 +320,7 @@ func TestOverview(t *testing.T) {
 				t.Error(reasons)
 			}
 			note := value[string](t, ctx, text("inside-note"))
-			if log := map[string]string{"en": "there is a log", "zh": "有一份日志"}[lang]; !strings.Contains(note, log) {
+			if log := map[string]string{"en": "there is a log", "zh": "有一份消息日志"}[lang]; !strings.Contains(note, log) {
 				t.Error(note)
 			}
 		}

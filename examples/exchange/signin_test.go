@@ -363,7 +363,7 @@ func TestPageSignedOutElsewhere(t *testing.T) {
 	defer stop()
 	do(t, browser, chromedp.Navigate("http://"+web.addr+"/")) // it waits for the end, see leave
 	for query, says := range map[string]string{
-		"?lang=en": "The exchange does not know your sign-in any more", "?lang=zh": "交易所已不认可您的登录",
+		"?lang=en": "The exchange does not know your sign-in any more", "?lang=zh": "您的登录已失效",
 		"?lang=en&events": "The exchange does not know your sign-in any more",
 	} {
 		t.Run(query, func(t *testing.T) {
