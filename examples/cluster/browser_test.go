@@ -98,22 +98,23 @@ func TestPage(t *testing.T) {
 	until(live)
 
 	for _, language := range []string{"English", "中文"} {
-		t.Run("its edge is killed, and it goes on with nothing missing, in "+language, func(t *testing.T) {
+		t.Run("its edge is killed, and it goes on at another one with nothing missing, in "+language, func(t *testing.T) {
 			if text("language") == language {
 				click("#language")
 			}
 			before := text("edge")
 			require.Regexp(t, `edge-[012]$`, before)
 			require.Contains(t, text("kill"), before[strings.LastIndex(before, "edge-"):])
-			require.NoError(t, chromedp.Do(ctx, chromedp.Evaluate[chromedp.Void](`document.getElementById("verdict").dataset.whole = ""`)))
-			click("#kill")
-			// At another one, or at the same if that is back before the page is.
+			require.NoError(t, chromedp.Do(ctx, chromedp.Evaluate[chromedp.Void](`window.killed = 0, document.getElementById("verdict").dataset.whole = ""`)))
+			// A page that is not connected at the moment does nothing, so it is told again.
+			until(fmt.Sprintf(`document.getElementById("edge").textContent !== %q || (Date.now() - (window.killed ?? 0) > 5000 &&
+				(window.killed = Date.now(), document.getElementById("kill").click()), false)`, before))
+			until(live)
 			until(`document.getElementById("verdict").dataset.whole !== ""`)
 			whole, err := chromedp.Run(ctx, chromedp.Evaluate[string](`document.getElementById("verdict").dataset.whole`))
 			require.NoError(t, err)
 			require.Equal(t, "true", whole, text("verdict"))
-			until(live)
-			require.Regexp(t, `edge-[012]$`, text("edge"))
+			require.NotEqual(t, before, text("edge"))
 			t.Log(text("verdict"))
 		})
 	}
@@ -126,7 +127,7 @@ func TestPage(t *testing.T) {
 		require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 		table := <-rest
 		require.NoError(t, cmd.Wait(), table)
-		require.Regexp(t, `edges killed +2\n`, table)
+		require.Regexp(t, `edges killed +[2-9]`, table)
 		require.Regexp(t, `lost +0\n`, table)
 	})
 }

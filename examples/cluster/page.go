@@ -146,8 +146,8 @@ func (f *front) RoundTrip(r *http.Request) (answer *http.Response, err error) {
 			break
 		}
 		r.URL.Host = f.addrs[i]
-		if answer, err = f.to.RoundTrip(r); err == nil {
-			return answer, nil
+		if answer, err = f.to.RoundTrip(r); err == nil || r.Context().Err() != nil { // who asked has gone: the edge is there
+			return answer, err
 		}
 		f.mu.Lock()
 		delete(f.of, user)
@@ -235,6 +235,8 @@ func (f *front) kill(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusConflict, errors.New("you are at no edge now"))
 		return
 	}
+	// Even if it is back before the user is: somebody wants to see another one.
+	f.edgeOf(user)
 	go f.edges[i].kill(false) // ends when it is back; settle waits for that
 	reply(w, http.StatusAccepted, map[string]any{"edge": edgeName(strconv.Itoa(i))})
 }
