@@ -4,15 +4,8 @@
 package page
 
 import (
-	"bytes"
-	"compress/gzip"
 	"embed"
-	"io/fs"
-	"mime"
 	"net/http"
-	"path"
-	"strings"
-	"time"
 
 	"github.com/qaexchange/notification/clients/typescript"
 )
@@ -29,42 +22,9 @@ const Policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src
 // Handler serves the page's files.
 func Handler() http.Handler {
 	mux := http.NewServeMux()
-	names, err := fs.Glob(files, "*")
-	if err != nil {
-		panic(err) // the pattern is a constant
-	}
-	for _, name := range names {
-		content, err := files.ReadFile(name)
-		if err != nil {
-			panic(err) // it is in the program
-		}
-		mux.Handle("GET /"+name, file(name, content))
-		if name == "index.html" {
-			mux.Handle("GET /{$}", file(name, content))
-		}
-	}
-	mux.Handle("GET /notification-client.js", file("notification-client.js", typescript.JS))
+	mux.Handle("GET /", http.FileServerFS(files))
+	mux.Handle("GET /notification-client.js", typescript.Handler())
 	return mux
-}
-
-// file serves one to GET and HEAD, compressed for whoever takes that: it is as it was
-// written, with comments and all.
-func file(name string, content []byte) http.Handler {
-	var zipped bytes.Buffer
-	z := gzip.NewWriter(&zipped)
-	z.Write(content) // a Buffer takes everything
-	z.Close()
-	kind := mime.TypeByExtension(path.Ext(name))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h, body := w.Header(), content
-		h.Set("Content-Type", kind)
-		h.Set("Vary", "Accept-Encoding")
-		if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
-			h.Set("Content-Encoding", "gzip")
-			body = zipped.Bytes()
-		}
-		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
-	})
 }
 
 // Guard is for all that the page's server answers: it sets the headers that keep a
