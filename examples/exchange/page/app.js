@@ -27,13 +27,13 @@ const connection = new Connection({
 // "u00042-trade-P1-17", "u00042.dk2f9-trade-P1-17", "all-system-P3-2"
 const ownerOf = (id) => id.slice(0, id.search(/[.-]/));
 
-function take(list, replayed) {
+function take(list, at, replayed) {
   // Whatever the server takes us for: nobody sees what is another's.
   if (list.some((n) => ![identity.user, "all"].includes(ownerOf(n.message_id)))) return void connection.again();
   for (const n of list) {
     if (!connection.subscribed.has(channelOf(n.message_id))) continue; // on its way when the filter changed
     connection.audit.take(n.message_id);
-    const entry = { n, at: connection.heard, took: clock.took(n.timestamp, connection.heard), replayed };
+    const entry = { n, at, took: clock.took(n.timestamp, at), replayed };
     feed.add(entry);
     if (n.priority === 0) pinned.add(entry);
   }
@@ -49,8 +49,8 @@ function tell() {
   $("integrity").textContent = !audit.checked ? "" :
     audit.whole ? t.integrity(number(audit.streams.size), number(audit.checked)) : t.broken(number(audit.missing), number(audit.twice));
   if (unsaved) keep();
-  $("clocks").textContent = !clock.known ? t.clocksUnknown :
-    clock.difference ? t.apart(duration(Math.abs(clock.difference)), duration(clock.error)) : t.clocks(duration(clock.error));
+  $("clocks").textContent = (!clock.known ? t.clocksUnknown :
+    clock.difference ? t.apart(duration(Math.abs(clock.difference)), duration(clock.error)) : t.clocks(duration(clock.error))) + t.replays;
 }
 
 // ---- Who it is ----

@@ -40,8 +40,8 @@ export class Connection {
   #turn = 0; // changes with each client that ends
   #verdict = () => "";
 
-  // on: check() returns whether the user is still the one that it was, notifications(list,
-  // replayed) takes them, mark(text) and warn(text) show something in the list and above
+  // on: check() returns whether the user is still the one that it was, notifications(list, at,
+  // replayed) takes them, which came at a time of performance.now, mark(text) and warn(text) show something in the list and above
   // all else.
   constructor(on) {
     this.#on = on;
@@ -153,11 +153,17 @@ export class Connection {
   // ---- One client after the other ----
 
   #begin(cursor) {
+    let arrived = []; // when each batch came that has yet to be handed over
     const hear = ({ timeStamp, data }) => {
       if (c !== this.#client) return;
       this.heard = timeStamp;
       const welcome = /^\{"action":"welcome".*?"heartbeat_ms":(\d+)/.exec(data);
-      if (welcome) this.#beat = Number(welcome[1]);
+      if (welcome) {
+        this.#beat = Number(welcome[1]);
+        arrived = [];
+      } else if (/"notifications":\[\{/.test(data.slice(0, 1000))) {
+        arrived.push(timeStamp);
+      }
       if (this.#state.name === "silent") this.look();
     };
     const c = this.#client = connect({
@@ -168,7 +174,10 @@ export class Connection {
       backoff,
       credentials: () => this.#admitted(),
       snapshot: (reason) => c === this.#client && this.#startOver(reason),
-      onNotifications: (list) => { if (c === this.#client) this.#on.notifications(list, !this.#live); },
+      onNotifications: (list) => {
+        const at = arrived.shift() ?? this.heard;
+        if (c === this.#client) this.#on.notifications(list, at, !this.#live);
+      },
       onState: (state) => { if (c === this.#client) this.#changed(state, c); },
     });
   }

@@ -29,6 +29,7 @@ export const texts = {
   tookLast: (n, p50, p99) => `latency of the last ${n}: p50 ${p50}, p99 ${p99}`,
   clocks: (error) => `Latency: from the exchange’s timestamp to the arrival in this page. As far as the page can tell, the two clocks agree to within ${error}; a latency may be wrong by as much.`,
   apart: (difference, error) => `Latency: from the exchange’s timestamp to the arrival in this page. The two clocks are ${difference} apart, which is taken out; a latency may be wrong by ${error}.`,
+  replays: " Of what was replayed after an interruption it is how late it came.",
   clocksUnknown: "Latency: from the exchange’s timestamp to the arrival in this page. The two clocks have not been compared yet.",
   urgent: "Urgent, to be acknowledged", acknowledge: "Acknowledge", acknowledgeAll: (n) => `Acknowledge all (${n})`,
   more: (n, type, detail) => `And ${n} more, the latest: ${type}, ${detail}.`,

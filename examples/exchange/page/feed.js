@@ -203,14 +203,14 @@ export class Feed {
 
   #draw(row) {
     if (row.gone) return;
-    const { li, entries } = row, { n, mark, at } = entries.at(-1);
+    const { li, entries } = row, { n, mark } = entries.at(-1);
     if (!row.cells) {
       row.cells = {};
       for (const name of mark ? ["time", "what"] : ["time", "lane", "what", "detail", "took"]) li.append(row.cells[name] = element("span", name));
       li.className = mark ? "mark" : `p${n.priority}`;
     }
     const { time, lane, what, detail, took } = row.cells;
-    time.textContent = exactly(performance.timeOrigin + at);
+    time.textContent = exactly(performance.timeOrigin + entries[0].at); // rows are in the order in which they began
     if (mark) {
       what.textContent = mark();
       return;

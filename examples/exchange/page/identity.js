@@ -11,12 +11,13 @@ const mark = "exchange-user";
 const every = 15_000; // milliseconds
 
 // request is a fetch that fails in the end, even if nobody ever answers.
-export const request = (path, options) => fetch(path, { ...options, signal: AbortSignal.timeout(5_000) });
+export const request = (path, options) => fetch(path, { ...options, signal: AbortSignal.timeout(20_000) });
 
 export class Identity {
   session = null; // {user, expires, …} as the server said
   #changed;
   #clock;
+  #why = "";    // the last change: what the server says may be here before what the other tab does
   #asked = 0;   // questions
   #settled = 0; // the last of them that counted
 
@@ -36,7 +37,7 @@ export class Identity {
   // #another does not wait for the server to stop showing what may be another's.
   #another() {
     const user = localStorage.getItem(mark);
-    if (this.user && user !== this.user) this.#become(null, user ? "" : "elsewhere");
+    if (this.user ? user !== this.user : !user && this.#why === "unknown") this.#become(null, user ? "" : "elsewhere");
     this.check();
   }
 
@@ -104,6 +105,7 @@ export class Identity {
 
   #become(session, why) {
     this.session = session;
+    this.#why = why;
     if (session) localStorage.setItem(mark, session.user);
     this.#changed(session, why);
   }
