@@ -102,6 +102,7 @@ func TestPage(t *testing.T) {
 			if text("language") == language {
 				click("#language")
 			}
+			until(fmt.Sprintf(`document.getElementById("language").textContent !== %q`, language)) // it loads its words
 			before := text("edge")
 			require.Regexp(t, `edge-[012]$`, before)
 			require.Contains(t, text("kill"), before[strings.LastIndex(before, "edge-"):])

@@ -140,15 +140,17 @@ func (b *outbox) publish(p *natslog.Publisher, name string, e entry) {
 	}
 }
 
+// payload is what the n-th notification says, in words that the page knows.
 func payload(e entry) notification.Payload {
 	id := strconv.Itoa(e.n)
 	switch {
 	case e.user == notification.AllUsers:
-		return notification.SystemNotice{Title: "notice " + id, Content: "for everybody", Level: "info"}
+		return notification.SystemNotice{Title: "Margin rates", Content: "Margin rates change with the next trading day.", Level: "info"}
 	case e.lane == notification.P0:
-		return notification.RiskAlert{UserID: e.user, AlertType: "margin", Severity: "high", Message: id, RiskRatio: 0.9}
+		return notification.RiskAlert{UserID: e.user, AlertType: "risk_ratio", Severity: "high", Message: id, RiskRatio: 0.9, Suggestion: "reduce positions or pay in"}
 	case e.lane == notification.P2:
-		return notification.AccountUpdate{UserID: e.user, Balance: float64(e.n), Available: float64(e.n) / 2}
+		balance := float64(10_000 + e.n)
+		return notification.AccountUpdate{UserID: e.user, Balance: balance, Available: balance / 2, Margin: balance / 2, RiskRatio: 0.5}
 	}
 	return notification.TradeExecuted{TradeID: id, OrderID: "o" + id, InstrumentID: "SHFE.cu2512", Direction: "BUY", Offset: "OPEN", Price: 50_000, Volume: 1}
 }
