@@ -29,7 +29,7 @@ export const texts = {
   tookLast: (n, p50, p99) => `最近 ${n} 条的延迟：p50 ${p50}，p99 ${p99}`,
   clocks: (error) => `延迟：从交易所的时间戳到本页收到为止。就本页所能判断，两边的时钟相差不超过 ${error}，延迟的误差也在此范围内。`,
   apart: (difference, error) => `延迟：从交易所的时间戳到本页收到为止。两边的时钟相差 ${difference}，已经扣除；延迟的误差不超过 ${error}。`,
-  replays: "中断后补发的通知，显示的是迟到的时间。",
+  replays: "中断之后补发的通知，其延迟是比事件发生晚到了多久。",
   clocksUnknown: "延迟：从交易所的时间戳到本页收到为止。两边的时钟尚未比对。",
   urgent: "紧急通知，待确认", acknowledge: "确认", acknowledgeAll: (n) => `全部确认（${n}）`,
   more: (n, type, detail) => `另有 ${n} 条，最新一条：${type}，${detail}。`,
