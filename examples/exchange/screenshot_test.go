@@ -30,9 +30,10 @@ func TestScreenshots(t *testing.T) {
 	defer stop()
 	do(t, ctx, scheme("light"), signIn(web, "u00042"), until(liveFeed),
 		click("#cut"), until(`document.getElementById("verdict").dataset.whole === "true"`),
-		click("#margin-call"), until(`document.querySelector("#feed li.p0[data-type=margin_call]") !== null`),
-		until(`(window.shoot ??= Date.now() + 30000) < Date.now()`)) // the plots have something to show
-	desktop := chromedp.EmulateViewport(1440, 1400)
+		until(`(window.shoot ??= Date.now() + 60000) < Date.now()`), // the plots have something to show
+		until(`document.getElementById("pinned").hidden || document.getElementById("acknowledge-all").click()`),
+		click("#margin-call"), until(`!document.getElementById("pinned").hidden`))
+	desktop := chromedp.EmulateViewport(1440, 1630)
 	for _, picture := range []struct {
 		name, language, scheme string
 		width                  step
