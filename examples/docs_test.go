@@ -64,7 +64,7 @@ func TestDocs(t *testing.T) {
 		}
 		said, err := exec.Command("go", "run", "./quickstart").Output()
 		var n notification.Notification
-		if err != nil || json.Unmarshal(said, &n) != nil || n.ID != "trade-t1" || n.UserID != "alice" {
+		if err != nil || json.Unmarshal(said, &n) != nil || n.ID != "trade-t1-alice" || n.UserID != "alice" {
 			t.Errorf("%s, %v", said, err)
 		}
 	})

@@ -36,9 +36,10 @@ func main() {
 		log.Fatal(err)
 	}
 
-	// The matching engine. The trade's own ID makes a retry idempotent.
+	// The matching engine. An ID of the trade's own makes a retry idempotent; each
+	// side of the trade has one of its own.
 	n := notification.New("alice", notification.TradeExecuted{TradeID: "t1", Price: 50100, Volume: 2}, "MatchingEngine")
-	n.ID = "trade-t1"
+	n.ID = "trade-t1-alice"
 	if err := broker.Publish(n); err != nil {
 		log.Fatal(err)
 	}
