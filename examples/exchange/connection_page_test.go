@@ -4,10 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,41 +12,6 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 )
-
-// An entrance is an address at which an exchange is, or another one, or none.
-type entrance struct {
-	addr   string
-	server atomic.Pointer[url.URL] // nil: none
-}
-
-func newEntrance(t *testing.T) *entrance {
-	t.Helper()
-	f := new(entrance)
-	proxy := &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(f.server.Load())
-			r.Out.Host = r.In.Host // a page's Origin is compared with it
-		},
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-		},
-	}
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if f.server.Load() == nil {
-			http.Error(w, "nobody is here", http.StatusServiceUnavailable)
-			return
-		}
-		proxy.ServeHTTP(w, r)
-	}))
-	t.Cleanup(func() {
-		s.CloseClientConnections()
-		s.Close()
-	})
-	f.addr = s.Listener.Addr().String()
-	return f
-}
-
-func (f *entrance) show(web *server) { f.server.Store(&url.URL{Scheme: "http", Host: web.site.addr}) }
 
 const live = `document.body.dataset.connection === "live"`
 
@@ -113,7 +74,7 @@ func TestPageSignedOut(t *testing.T) {
 		t.Run(language, func(t *testing.T) {
 			ctx := browse(t)
 			x, web := serve(t)
-			f := newEntrance(t)
+			f := newFront(t)
 			f.show(web)
 			load := chromedp.Navigate("http://" + f.addr + "/?lang=" + language)
 			with := func(token string) step {
@@ -164,7 +125,7 @@ func TestPageSignedOut(t *testing.T) {
 
 			// Nor does he if nobody hears it, but then that is said, and made good.
 			do(t, ctx, signInAt(f.addr, "?lang="+language, "u00002"), until(live))
-			f.server.Store(nil)
+			f.behind.Store(nil)
 			do(t, ctx, click("#sign-out"), signedOut, nothingOf("u00002"),
 				banner(in(language, "The exchange could not be told that you have signed out. This page goes on trying; until then this browser is still signed in.", "退出登录的请求未能送达交易所。本页会继续重试；在成功之前，本浏览器仍处于登录状态。")))
 			f.show(web)
@@ -182,7 +143,7 @@ func TestPageRestart(t *testing.T) {
 	for _, language := range languages {
 		t.Run(language, func(t *testing.T) {
 			ctx := browse(t)
-			f := newEntrance(t)
+			f := newFront(t)
 			var x *exchange
 			var web *server
 			keys := newSigner()
@@ -209,7 +170,7 @@ func TestPageRestart(t *testing.T) {
 				if err := x.drain(end, web.hangUp); err != nil {
 					t.Error(err)
 				}
-				f.server.Store(nil)
+				f.behind.Store(nil)
 				web.tellTime = 0
 				if err := web.close(end, nil, ""); err != nil {
 					t.Error(err)

@@ -4,11 +4,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -411,41 +408,6 @@ func TestOverview(t *testing.T) {
 	})
 }
 
-// A front is a proxy in front of an exchange that may be away.
-type front struct {
-	addr    string
-	behind  atomic.Pointer[string] // the address of the exchange; nil: it is away
-	silent  atomic.Bool            // while it is away, requests are not refused but left to wait
-	release chan struct{}
-}
-
-func newFront(t *testing.T) *front {
-	f := &front{release: make(chan struct{})}
-	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-		r.SetURL(&url.URL{Scheme: "http", Host: r.In.Header.Get("Behind")})
-		r.Out.Host = r.In.Host
-	}}
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		behind := f.behind.Load()
-		if behind == nil {
-			if f.silent.Load() {
-				select {
-				case <-r.Context().Done():
-				case <-f.release:
-				}
-			}
-			http.Error(w, "away", http.StatusServiceUnavailable)
-			return
-		}
-		r.Header.Set("Behind", *behind)
-		proxy.ServeHTTP(w, r)
-	}))
-	t.Cleanup(s.Close)
-	t.Cleanup(func() { close(f.release) })
-	f.addr = strings.TrimPrefix(s.URL, "http://")
-	return f
-}
-
 // TestOverviewAway needs a real browser, and real time.
 func TestOverviewAway(t *testing.T) {
 	if testing.Short() {
@@ -461,7 +423,7 @@ func TestOverviewAway(t *testing.T) {
 				f, before, after := newFront(t), exhibits(t), exhibits(t)
 				f.silent.Store(silent)
 				before.steady(20)
-				f.behind.Store(&before.web.addr)
+				f.show(before.web)
 				do(t, ctx, open(f.addr, c.lang), until(text("away")+` === ""`), until(text("table-title")+fmt.Sprintf(" === %q", c.soFar)))
 
 				f.behind.Store(nil)
@@ -470,7 +432,7 @@ func TestOverviewAway(t *testing.T) {
 				// It is started again: its samples begin with 1, after a while.
 				after.last.at = before.last.at.Add(time.Minute)
 				after.steady(5)
-				f.behind.Store(&after.web.addr)
+				f.show(after.web)
 				do(t, ctx, until(text("away")+` === ""`), until(text("table-title")+fmt.Sprintf(" === %q", c.soFar)), until(text("headline")+` !== ""`),
 					until(`document.querySelector("#rate .delivered .line").getAttribute("d").split("M").length - 1 === 2`),
 					until(fmt.Sprintf(`document.querySelector("#rate .silent").textContent === %q`, c.silent)))
@@ -479,7 +441,7 @@ func TestOverviewAway(t *testing.T) {
 		t.Run(c.lang+": an exchange that has ended leaves its last table, and is shown when it is started again", func(t *testing.T) {
 			f, before, after := newFront(t), exhibits(t), exhibits(t)
 			before.steady(5)
-			f.behind.Store(&before.web.addr)
+			f.show(before.web)
 			do(t, ctx, open(f.addr, c.lang))
 			before.web.mu.Lock()
 			before.web.phase, before.web.verdict = phaseFinished, verdictWhole
@@ -491,7 +453,7 @@ func TestOverviewAway(t *testing.T) {
 				t.Error(title)
 			}
 			after.steady(5)
-			f.behind.Store(&after.web.addr)
+			f.show(after.web)
 			do(t, ctx, until(text("away")+` === ""`), until(text("table-title")+fmt.Sprintf(" === %q", c.soFar)), until(text("final")+` === ""`))
 		})
 	}

@@ -40,9 +40,9 @@ export class Connection {
   #turn = 0; // changes with each client that ends
   #verdict = () => "";
 
-  // on: check() returns whether the user is still the one that it was, notifications(list, at,
-  // replayed) takes them, which came at a time of performance.now, mark(text) and warn(text) show something in the list and above
-  // all else.
+  // on: check() returns whether the user is still the one that it was, notifications(list,
+  // at, replayed) takes them, which came at a time of performance.now, mark(text) and
+  // warn(text) show something in the list and above all else.
   constructor(on) {
     this.#on = on;
     $("again").onclick = () => this.again();
