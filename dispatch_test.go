@@ -580,12 +580,7 @@ func TestFullLanes(t *testing.T) {
 		for _, p := range []Priority{P3, P1, P0, P2} {
 			for _, want := range series(p.String()+"-", 3) {
 				synctest.Wait()
-				select {
-				case m := <-s.in[p]:
-					require.Equal(t, want, m.n.ID)
-				default:
-					t.Fatalf("%s is not offered", want)
-				}
+				require.Equal(t, want, s.offered(t, p))
 			}
 		}
 		synctest.Wait()
@@ -601,11 +596,11 @@ func TestFullLanes(t *testing.T) {
 		publishTo(t, b, "v", P0, "c", "d")
 		for _, want := range []string{"a", "b"} {
 			synctest.Wait()
-			require.Equal(t, []string{want}, ids(low.pollLane(P2)))
+			require.Equal(t, want, low.offered(t, P2))
 		}
 		for _, want := range []string{"c", "d"} {
 			synctest.Wait()
-			require.Equal(t, []string{want}, ids(high.pollLane(P0)))
+			require.Equal(t, want, high.offered(t, P0))
 		}
 		synctest.Wait()
 		conserved(t, b)
@@ -620,11 +615,11 @@ func TestFullLanes(t *testing.T) {
 		synctest.Wait()
 		before := ids(quick.pollLane(P1))
 		require.NotContains(t, before, "2")
-		require.Equal(t, []string{"1"}, ids(slow.pollLane(P1)))
+		require.Equal(t, "1", slow.offered(t, P1))
 		synctest.Wait()
-		require.Equal(t, []string{"x"}, ids(slow.pollLane(P3)))
+		require.Equal(t, "x", slow.offered(t, P3))
 		synctest.Wait()
-		require.Equal(t, []string{"2"}, ids(slow.pollLane(P1)))
+		require.Equal(t, "2", slow.offered(t, P1))
 		synctest.Wait()
 		require.Equal(t, []string{"1", "2"}, append(before, ids(quick.pollLane(P1))...))
 		require.Equal(t, []string{"x"}, ids(quick.pollLane(P3)))

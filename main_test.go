@@ -334,6 +334,20 @@ func (s *station) poll() (got []*Message) {
 
 func (s *station) pollLane(p Priority) []*Message { return poll(s.in[p]) }
 
+// offered takes the next message of a lane, which must be there, and waits for nothing.
+// Without room for more than that pollLane may get the one behind it, too: whoever sends
+// goes on meanwhile.
+func (s *station) offered(t testing.TB, p Priority) string {
+	t.Helper()
+	select {
+	case m := <-s.in[p]:
+		return m.n.ID
+	default:
+		require.FailNow(t, "nothing is offered", "to %s in %s", s.id, p)
+		return ""
+	}
+}
+
 // fetch takes n messages of a lane, waiting for each, and gives up when the test
 // ends.
 func (s *station) fetch(t testing.TB, p Priority, n int) {
