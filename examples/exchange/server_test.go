@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -334,7 +335,7 @@ func TestServer(t *testing.T) {
 		for path, want := range map[string]string{
 			"/metrics":                       "notification_broker_published_total",
 			"/debug/pprof/goroutine?debug=1": "goroutine profile",
-			"/debug/pprof/cmdline":           "exchange",
+			"/debug/pprof/cmdline":           os.Args[0],
 			"/debug/pprof/profile?seconds=1": "",
 		} {
 			if answer, text := ask(t, web, "GET", path, "", nil); answer.StatusCode != http.StatusNotFound {
