@@ -56,10 +56,10 @@ func authenticate(r *http.Request) (wsgateway.Identity, error) {
 func tellSession(w http.ResponseWriter, r *http.Request, edge string) {
 	user, expires, err := session(r)
 	if err != nil {
-		fail(w, http.StatusUnauthorized, err)
+		page.Fail(w, http.StatusUnauthorized, err)
 		return
 	}
-	reply(w, http.StatusOK, map[string]any{"user": user, "expires": expires.UnixMilli(), "now": time.Now().UnixMicro(), "edge": edge, "canKill": true})
+	page.Reply(w, http.StatusOK, map[string]any{"user": user, "expires": expires.UnixMilli(), "now": time.Now().UnixMicro(), "edge": edge, "canKill": true})
 }
 
 // A front serves the page. It stands for a load balancer that understands HTTP and
@@ -94,7 +94,7 @@ func newFront(addr string, edges []*process, addrs []string, users int, stats *s
 		},
 		Transport: f,
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
-			fail(w, http.StatusServiceUnavailable, err)
+			page.Fail(w, http.StatusServiceUnavailable, err)
 		},
 	}
 	mux := http.NewServeMux()
@@ -179,12 +179,12 @@ func (f *front) signIn(w http.ResponseWriter, r *http.Request) {
 		User string `json:"user"`
 	}
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<10)).Decode(&asked); err != nil {
-		fail(w, http.StatusBadRequest, errors.New(`not {"user":"…"}`))
+		page.Fail(w, http.StatusBadRequest, errors.New(`not {"user":"…"}`))
 		return
 	}
 	number, err := strconv.Atoi(strings.TrimPrefix(asked.User, "u"))
 	if err != nil || number < 1 || number > f.users || userName(number-1) != asked.User {
-		fail(w, http.StatusForbidden, fmt.Errorf("there is no user %.20q", asked.User))
+		page.Fail(w, http.StatusForbidden, fmt.Errorf("there is no user %.20q", asked.User))
 		return
 	}
 	expires := time.Now().Add(signInFor)
@@ -210,43 +210,33 @@ func (f *front) signOut(w http.ResponseWriter, _ *http.Request) {
 func (f *front) streams(w http.ResponseWriter, r *http.Request) {
 	user, _, err := session(r)
 	if err != nil {
-		fail(w, http.StatusUnauthorized, err)
+		page.Fail(w, http.StatusUnauthorized, err)
 		return
 	}
 	numbers, err := f.stats.numbers(user)
 	if err != nil {
-		fail(w, http.StatusInternalServerError, err)
+		page.Fail(w, http.StatusInternalServerError, err)
 		return
 	}
-	reply(w, http.StatusOK, numbers)
+	page.Reply(w, http.StatusOK, numbers)
 }
 
 // kill kills the user's edge, without a warning.
 func (f *front) kill(w http.ResponseWriter, r *http.Request) {
 	user, _, err := session(r)
 	if err != nil {
-		fail(w, http.StatusUnauthorized, err)
+		page.Fail(w, http.StatusUnauthorized, err)
 		return
 	}
 	f.mu.Lock()
 	i, ok := f.of[user]
 	f.mu.Unlock()
 	if !ok || !f.edges[i].claim() {
-		fail(w, http.StatusConflict, errors.New("you are at no edge now"))
+		page.Fail(w, http.StatusConflict, errors.New("you are at no edge now"))
 		return
 	}
 	// Even if it is back before the user is: somebody wants to see another one.
 	f.edgeOf(user)
 	go f.edges[i].kill(false) // ends when it is back; settle waits for that
-	reply(w, http.StatusAccepted, map[string]any{"edge": edgeName(strconv.Itoa(i))})
-}
-
-func fail(w http.ResponseWriter, status int, err error) {
-	reply(w, status, map[string]string{"error": err.Error()})
-}
-
-func reply(w http.ResponseWriter, status int, answer any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(answer) // the only error is a client that has left
+	page.Reply(w, http.StatusAccepted, map[string]any{"edge": edgeName(strconv.Itoa(i))})
 }

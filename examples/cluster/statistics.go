@@ -14,12 +14,10 @@ import (
 	"time"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/examples/exchange/page"
 )
 
-// keepSamples is how many seconds the page's plots have.
-const keepSamples = 180
-
-// A sample is one second of them.
+// A sample is one second of the page's plots.
 type sample struct {
 	Number     int                                 `json:"number"`
 	At         int64                               `json:"at"`       // Unix milliseconds
@@ -39,10 +37,9 @@ type statistics struct {
 	began    time.Time
 
 	mu       sync.Mutex
-	outboxes []*tail  // guarded by mu: by publisher
-	samples  []sample // guarded by mu: the last keepSamples
-	number   int      // guarded by mu: of the last one
-	last     reading  // guarded by mu
+	outboxes []*tail              // guarded by mu: by publisher
+	samples  page.Samples[sample] // guarded by mu
+	last     reading              // guarded by mu
 }
 
 // A reading is all counters at one moment.
@@ -71,24 +68,20 @@ func (s *statistics) sample() error {
 	if err != nil {
 		return err
 	}
-	s.number++
 	seconds := now.at.Sub(s.last.at).Seconds()
 	n := sample{
-		Number: s.number, At: now.at.UnixMilli(), Sessions: s.audience.live.Load(),
+		Number: s.samples.Next(), At: now.at.UnixMilli(), Sessions: s.audience.live.Load(),
 		Broadcasts: now.broadcasts - s.last.broadcasts,
 		Published:  math.Round(float64(now.published-s.last.published) / seconds),
 		Delivered:  math.Round(float64(now.received-s.last.received) / seconds),
 	}
 	for p := range n.P50 {
 		h := now.latency[p].Sub(s.last.latency[p])
-		n.P50[p], n.P99[p] = milliseconds(h.Quantile(0.5)), milliseconds(h.Quantile(0.99))
+		n.P50[p], n.P99[p] = page.Milliseconds(h.Quantile(0.5)), page.Milliseconds(h.Quantile(0.99))
 		n.Pending[p] = max(0, now.due[p]-int(now.latency[p].Count()))
 	}
 	s.last = now
-	if len(s.samples) == keepSamples {
-		s.samples = append(s.samples[:0], s.samples[1:]...)
-	}
-	s.samples = append(s.samples, n)
+	s.samples.Add(n)
 	return nil
 }
 
@@ -111,19 +104,16 @@ func (s *statistics) read() (r reading, err error) {
 	return r, nil
 }
 
-func milliseconds(d time.Duration) float64 { return math.Round(float64(d)/1e3) / 1e3 }
-
 // tell answers with the samples after ?since=.
 func (s *statistics) tell(w http.ResponseWriter, r *http.Request) {
 	since, _ := strconv.Atoi(r.FormValue("since"))
 	s.mu.Lock()
-	fresh := min(max(s.number-since, 0), len(s.samples))
 	answer := map[string]any{
 		"phase": "running", "users": len(s.audience.members), "started": s.began.UnixMilli(), "now": time.Now().UnixMilli(),
-		"samples": append([]sample{}, s.samples[len(s.samples)-fresh:]...),
+		"samples": s.samples.Since(since),
 	}
 	s.mu.Unlock()
-	reply(w, http.StatusOK, answer)
+	page.Reply(w, http.StatusOK, answer)
 }
 
 // numbers returns how far the streams of a user, and those of everybody, have come:

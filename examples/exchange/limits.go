@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/qaexchange/notification/examples/exchange/page"
 	"golang.org/x/time/rate"
 )
 
@@ -67,7 +68,7 @@ func (l *limiter) allows(w http.ResponseWriter, key string) bool {
 	}
 	seconds := int(math.Ceil(wait.Seconds()))
 	w.Header().Set("Retry-After", strconv.Itoa(seconds))
-	reply(w, http.StatusTooManyRequests, map[string]any{"error": "too often: again in " + strconv.Itoa(seconds) + " s", "retryAfter": seconds})
+	page.Reply(w, http.StatusTooManyRequests, map[string]any{"error": "too often: again in " + strconv.Itoa(seconds) + " s", "retryAfter": seconds})
 	return false
 }
 

@@ -327,7 +327,7 @@ func TestOverview(t *testing.T) {
 		mux.Handle("GET /", page.Guard(page.Handler()))
 		mux.HandleFunc("GET /api/session", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) })
 		mux.HandleFunc("GET /api/stats", func(w http.ResponseWriter, _ *http.Request) {
-			reply(w, http.StatusOK, map[string]any{"phase": phaseRunning, "users": 9, "started": 1, "now": time.Now().UnixMilli(), "samples": []any{map[string]any{
+			page.Reply(w, http.StatusOK, map[string]any{"phase": phaseRunning, "users": 9, "started": 1, "now": time.Now().UnixMilli(), "samples": []any{map[string]any{
 				"number": 1, "at": time.Now().UnixMilli(), "sessions": 9, "broadcasts": 0, "published": 12, "delivered": 34, "pending": []int{0, 5, 0, 0}, "p50": []int{0, 1, 0, 0}, "p99": []int{0, 2, 0, 0},
 			}}})
 		})

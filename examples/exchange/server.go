@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -56,13 +55,12 @@ type server struct {
 	signIns, marginCalls, halts, allHalts *limiter
 
 	mu       sync.Mutex
-	phase    string        // guarded by mu
-	samples  []sample      // guarded by mu: the last keepSamples
-	number   int           // guarded by mu: of the last sample
-	table    []laneReport  // guarded by mu
-	verdict  string        // guarded by mu: of the final table
-	asked    time.Time     // guarded by mu: when somebody last asked for stats
-	told     chan struct{} // closed when somebody was told of the end
+	phase    string               // guarded by mu
+	samples  page.Samples[sample] // guarded by mu
+	table    []laneReport         // guarded by mu
+	verdict  string               // guarded by mu: of the final table
+	asked    time.Time            // guarded by mu: when somebody last asked for stats
+	told     chan struct{}        // closed when somebody was told of the end
 	toldOnce sync.Once
 }
 
@@ -124,7 +122,7 @@ func bodiless(next http.Handler) http.Handler {
 		if r.ContentLength != 0 {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) // every connection here has one
 			w.Header().Set("Connection", "close")
-			fail(w, http.StatusBadRequest, errors.New("such a request has no body"))
+			page.Fail(w, http.StatusBadRequest, errors.New("such a request has no body"))
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -140,7 +138,7 @@ func (s *server) streams(w http.ResponseWriter, _ *http.Request, user int) {
 		numbers[string(s.x.streamID(m.id, k))] = m.streams[k].last.Load()
 		numbers[string(s.x.streamID(everybodyPrefix, k))] = s.x.all[k].last.Load()
 	}
-	reply(w, http.StatusOK, numbers)
+	page.Reply(w, http.StatusOK, numbers)
 }
 
 func (s *server) marginCall(w http.ResponseWriter, _ *http.Request, user int) {
@@ -159,10 +157,10 @@ func (s *server) halt(w http.ResponseWriter, _ *http.Request, user int) {
 func (s *server) cause(w http.ResponseWriter, user int, payload notification.Payload) {
 	id, err := s.x.send(user, payload)
 	if err != nil {
-		fail(w, http.StatusServiceUnavailable, err)
+		page.Fail(w, http.StatusServiceUnavailable, err)
 		return
 	}
-	reply(w, http.StatusAccepted, map[string]any{"id": id})
+	page.Reply(w, http.StatusAccepted, map[string]any{"id": id})
 }
 
 // ready is for whoever routes users here: not while it drains.
@@ -213,14 +211,4 @@ func (s *server) close(ctx context.Context, rows []laneReport, verdict string) e
 		}
 	}
 	return s.site.close(ctx)
-}
-
-func fail(w http.ResponseWriter, status int, err error) {
-	reply(w, status, map[string]string{"error": err.Error()})
-}
-
-func reply(w http.ResponseWriter, status int, answer any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(answer) // the only error is a client that has left
 }

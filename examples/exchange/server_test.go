@@ -316,10 +316,10 @@ func TestServer(t *testing.T) {
 	})
 	t.Run("the stats tell only the samples that are new", func(t *testing.T) {
 		s := x.snapshot()
-		for range keepSamples + 5 {
+		for range page.KeepSamples + 5 {
 			web.sample(s, s)
 		}
-		for since, want := range map[string]int{"0": keepSamples, "182": 3, "185": 0, "999": 0, "x": keepSamples} {
+		for since, want := range map[string]int{"0": page.KeepSamples, "182": 3, "185": 0, "999": 0, "x": page.KeepSamples} {
 			_, text := ask(t, web, "GET", "/api/stats?since="+since, "", nil)
 			var stats struct {
 				Samples []sample

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/qaexchange/notification/examples/exchange/page"
 	"github.com/qaexchange/notification/wsgateway"
 )
 
@@ -51,7 +52,7 @@ func (s *server) user(next func(w http.ResponseWriter, r *http.Request, user int
 	return func(w http.ResponseWriter, r *http.Request) {
 		_, user, err := s.identify(r)
 		if err != nil {
-			fail(w, http.StatusUnauthorized, err)
+			page.Fail(w, http.StatusUnauthorized, err)
 			return
 		}
 		next(w, r, user)
@@ -70,14 +71,14 @@ func (s *server) signIn(w http.ResponseWriter, r *http.Request) {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.bodyTime)) // every connection here has one
 	switch err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<10)).Decode(&asked); {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		fail(w, http.StatusRequestTimeout, errors.New("the request has not come"))
+		page.Fail(w, http.StatusRequestTimeout, errors.New("the request has not come"))
 		return
 	case err != nil:
-		fail(w, http.StatusBadRequest, errors.New(`not {"user":"…"}`))
+		page.Fail(w, http.StatusBadRequest, errors.New(`not {"user":"…"}`))
 		return
 	}
 	if _, err := s.x.find(asked.User); err != nil {
-		fail(w, http.StatusForbidden, err)
+		page.Fail(w, http.StatusForbidden, err)
 		return
 	}
 	// The browser forgets the token that it had, so that nobody can sign it out later.
@@ -92,7 +93,7 @@ func (s *server) signIn(w http.ResponseWriter, r *http.Request) {
 func (s *server) signOut(w http.ResponseWriter, r *http.Request) {
 	s.setCookie(w, r, &http.Cookie{MaxAge: -1})
 	if err := s.revoke(r); err != nil {
-		fail(w, http.StatusInternalServerError, errors.New("signed out, but only until the exchange is started again"))
+		page.Fail(w, http.StatusInternalServerError, errors.New("signed out, but only until the exchange is started again"))
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -123,7 +124,7 @@ func (s *server) setCookie(w http.ResponseWriter, r *http.Request, c *http.Cooki
 func (s *server) whoAmI(w http.ResponseWriter, r *http.Request) {
 	t, _, err := s.identify(r)
 	if err != nil {
-		fail(w, http.StatusUnauthorized, err)
+		page.Fail(w, http.StatusUnauthorized, err)
 		return
 	}
 	tellSession(w, t)
@@ -132,5 +133,5 @@ func (s *server) whoAmI(w http.ResponseWriter, r *http.Request) {
 // tellSession answers who is signed in and until when, and what time it is: the page
 // measures latencies, and its clock may be another one.
 func tellSession(w http.ResponseWriter, t token) {
-	reply(w, http.StatusOK, map[string]any{"user": t.user, "expires": t.expires.UnixMilli(), "now": time.Now().UnixMicro()})
+	page.Reply(w, http.StatusOK, map[string]any{"user": t.user, "expires": t.expires.UnixMilli(), "now": time.Now().UnixMicro()})
 }

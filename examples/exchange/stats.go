@@ -10,9 +10,8 @@ import (
 	"time"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/examples/exchange/page"
 )
-
-const keepSamples = 180
 
 // A sample is one second of the plots and of the picture of the inside. Rates are per
 // second, depths as they were at its end.
@@ -40,13 +39,12 @@ func (s *server) stats(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.asked = time.Now()
 	phase := s.phase
-	fresh := min(max(s.number-since, 0), len(s.samples))
 	answer := map[string]any{
 		"phase":   phase,
 		"users":   len(s.x.members),
 		"started": s.x.started.UnixMilli(),
 		"now":     time.Now().UnixMilli(),
-		"samples": append([]sample{}, s.samples[len(s.samples)-fresh:]...),
+		"samples": s.samples.Since(since),
 		"table":   s.table,
 		"verdict": s.verdict,
 		"cpus":    runtime.GOMAXPROCS(0),
@@ -56,7 +54,7 @@ func (s *server) stats(w http.ResponseWriter, r *http.Request) {
 	if n, ok := load(); ok {
 		answer["load"] = n
 	}
-	reply(w, http.StatusOK, answer)
+	page.Reply(w, http.StatusOK, answer)
 	if phase == phaseFinished {
 		s.toldOnce.Do(func() { close(s.told) })
 	}
@@ -74,16 +72,12 @@ func (s *server) sample(from, to snapshot) {
 	for p := range targets {
 		h := recent(from, to, p)
 		n.Lanes[p], n.Pending[p] = to.broker.Lanes[p].Queued, to.gateway.Lanes[p].Pending
-		n.P50[p], n.P99[p] = milliseconds(h.Quantile(0.5)), milliseconds(h.Quantile(0.99))
+		n.P50[p], n.P99[p] = page.Milliseconds(h.Quantile(0.5)), page.Milliseconds(h.Quantile(0.99))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.number++
-	n.Number = s.number
-	if len(s.samples) == keepSamples {
-		s.samples = append(s.samples[:0], s.samples[1:]...)
-	}
-	s.samples = append(s.samples, n)
+	n.Number = s.samples.Next()
+	s.samples.Add(n)
 	s.table = s.x.live(to)
 }
 
@@ -97,5 +91,3 @@ func load() (float64, bool) {
 	n, err := strconv.ParseFloat(one, 64)
 	return n, err == nil
 }
-
-func milliseconds(d time.Duration) float64 { return math.Round(float64(d)/1e3) / 1e3 }

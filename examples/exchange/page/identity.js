@@ -10,8 +10,9 @@
 const mark = "exchange-user";
 const every = 15_000; // milliseconds
 
-// request is a fetch that fails in the end, even if nobody ever answers.
-export const request = (path, options) => fetch(path, { ...options, signal: AbortSignal.timeout(20_000) });
+// request is a fetch that fails in the end, even if nobody ever answers: a connection
+// that swallows everything never fails by itself.
+export const request = (path, options, within = 20_000) => fetch(path, { ...options, signal: AbortSignal.timeout(within) });
 
 export class Identity {
   session = null; // {user, expires, …} as the server said

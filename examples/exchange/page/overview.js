@@ -3,12 +3,13 @@
 
 import { plot, nice, gaps, span, timeAt, say } from "./plot.js";
 import { inside } from "./inside.js";
+import { request } from "./identity.js";
 import { t, number, brief, clock, duration } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
 const lanes = [0, 1, 2, 3];
 const keep = 180;
-const answerWithin = 5000; // ms; a connection that swallows everything never fails by itself
+const answerWithin = 5000; // ms
 
 let samples = [];         // of a second each, over restarts of the exchange
 let stats = null;         // the last answer
@@ -40,7 +41,7 @@ async function ask() {
 }
 
 async function get(since) {
-  const answer = await fetch(`api/stats?since=${since}`, { signal: AbortSignal.timeout(answerWithin) });
+  const answer = await request(`api/stats?since=${since}`, {}, answerWithin);
   if (!answer.ok) throw new Error(answer.statusText);
   return answer.json();
 }

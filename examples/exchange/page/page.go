@@ -1,6 +1,6 @@
 // Package page is the exchange's page: what a browser loads, and what it may do with
 // that. What the page asks for, under api/, and where its notifications come from is
-// the server's.
+// the server's; what all such servers do in the same way is in answers.go.
 package page
 
 import (
