@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -43,7 +44,7 @@ func (s *signer) readKey(name string) error {
 	if mode := info.Mode().Perm(); mode&0o077 != 0 && runtime.GOOS != "windows" {
 		return fmt.Errorf("the key in %s can be used by others than its owner: its mode is %#o, not 0600", name, mode)
 	}
-	key, err := os.ReadFile(name)
+	key, err := io.ReadAll(f)
 	if err != nil {
 		return err
 	}
