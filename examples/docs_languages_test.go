@@ -13,10 +13,7 @@ import (
 // seen: the same sections in the same order, and in each the same code, tables,
 // names and links. Each leads to the other.
 func TestDocLanguages(t *testing.T) {
-	all := map[string]page{}
-	for _, p := range pages(t) {
-		all[p.path] = p
-	}
+	all := pagesByPath(t)
 	n := 0
 	for _, p := range all {
 		if original, ok := strings.CutSuffix(p.path, ".zh-CN.md"); ok {

@@ -13,10 +13,7 @@ import (
 
 // TestDocLinks: what a page links to is there, the section too.
 func TestDocLinks(t *testing.T) {
-	all := map[string]page{}
-	for _, p := range pages(t) {
-		all[p.path] = p
-	}
+	all := pagesByPath(t)
 	links := 0
 	for _, p := range all {
 		for _, piece := range p.pieces {

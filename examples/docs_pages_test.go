@@ -48,6 +48,15 @@ func pages(t *testing.T) (all []page) {
 	return all
 }
 
+func pagesByPath(t *testing.T) map[string]page {
+	t.Helper()
+	all := map[string]page{}
+	for _, p := range pages(t) {
+		all[p.path] = p
+	}
+	return all
+}
+
 var (
 	fenceLine   = regexp.MustCompile("^ *```+ *(\\S*)[^`]*$")
 	headingLine = regexp.MustCompile(`^(#{1,6}) +(.*?)(?: +#+)? *$`)

@@ -2,50 +2,26 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/chromedp/chromedp"
+	"github.com/qaexchange/notification/examples/internal/browser"
 	"github.com/stretchr/testify/require"
 )
-
-// patience is how long a test waits for what must happen.
-const patience = 5 * time.Minute
-
-// browse starts a browser without a window, or skips.
-func browse(t *testing.T) context.Context {
-	t.Helper()
-	names := []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"}
-	i := slices.IndexFunc(names, func(name string) bool { _, err := exec.LookPath(name); return err == nil })
-	if i < 0 {
-		t.Skip("there is no Chromium on this machine: apt-get install chromium")
-	}
-	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(names[i]), chromedp.WSURLReadTimeout(patience))
-	if os.Geteuid() == 0 { // Chromium has no sandbox for root
-		options = append(options, chromedp.NoSandbox)
-	}
-	ctx, cancel := chromedp.NewExecAllocator(t.Context(), options...)
-	t.Cleanup(cancel)
-	ctx, cancel = chromedp.NewContext(ctx)
-	t.Cleanup(cancel)
-	require.NoError(t, chromedp.Do(ctx))
-	return ctx
-}
 
 // TestPage has a page live through the death of its edge.
 func TestPage(t *testing.T) {
 	if testing.Short() {
 		t.Skip("skipped with -short: six processes, and a browser")
 	}
-	ctx := browse(t)
+	ctx := browser.Open(t)
 	program := build(t)
 	cmd := exec.Command(program, "-addr", "127.0.0.1:0", "-duration", "0", "-every", "0", "-clients", "20", "-rate", "200", "-dir", t.TempDir())
 	cmd.Stderr = os.Stderr
@@ -74,7 +50,7 @@ func TestPage(t *testing.T) {
 
 	until := func(expression string) {
 		t.Helper()
-		_, err := chromedp.Run(ctx, chromedp.Poll[bool](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(patience)))
+		_, err := chromedp.Run(ctx, chromedp.Poll[bool](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(browser.Patience)))
 		if err != nil {
 			seen, _ := chromedp.Run(ctx, chromedp.Evaluate[string](`document.body.dataset.connection + ": " + document.body.innerText`))
 			t.Fatalf("waiting for %s: %v\n%s", expression, err, seen)

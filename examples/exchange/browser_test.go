@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -18,30 +16,14 @@ import (
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/examples/internal/browser"
 )
 
 // browse starts a browser without a window, or skips the test, and returns its
 // first tab. The browser ends with the test.
 func browse(t *testing.T) context.Context {
 	t.Helper()
-	var program string
-	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
-		if p, err := exec.LookPath(name); err == nil {
-			program = p
-			break
-		}
-	}
-	if program == "" {
-		t.Skip("there is no Chromium on this machine: apt-get install chromium")
-	}
-	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
-		chromedp.ExecPath(program), chromedp.WindowSize(1440, 1100), chromedp.WSURLReadTimeout(patience))
-	if os.Geteuid() == 0 { // Chromium has no sandbox for root
-		options = append(options, chromedp.NoSandbox)
-	}
-	ctx, cancel := chromedp.NewExecAllocator(t.Context(), options...)
-	t.Cleanup(cancel)
-	return tab(t, ctx)
+	return tab(t, browser.Start(t, chromedp.WindowSize(1440, 1100)))
 }
 
 // tab opens another tab of the browser of ctx, in a window of its own, with the

@@ -6,11 +6,12 @@ import (
 	"time"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/examples/internal/browser"
 	"github.com/qaexchange/notification/notificationtest"
 )
 
 // patience bounds what never comes.
-const patience = 5 * time.Minute
+const patience = browser.Patience
 
 func TestFlock(t *testing.T) {
 	gather := func(t *testing.T, total int) (*exchange, *flock) {

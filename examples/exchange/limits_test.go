@@ -38,19 +38,6 @@ func TestLimits(t *testing.T) {
 			t.Error(answer.Status, answer.Header, text)
 		}
 	}
-	send := func(t *testing.T, web *server, method, path, body string, header http.Header) (*http.Response, string) {
-		t.Helper()
-		r, err := http.NewRequestWithContext(t.Context(), method, "http://"+web.addr+path, strings.NewReader(body))
-		require.NoError(t, err)
-		r.Header = header
-		answer, err := http.DefaultClient.Do(r)
-		require.NoError(t, err)
-		defer answer.Body.Close()
-		text, err := io.ReadAll(answer.Body)
-		require.NoError(t, err)
-		return answer, string(text)
-	}
-
 	t.Run("a bucket is full at first, and gets one back in its time", func(t *testing.T) {
 		l, now := newLimiter(time.Minute, 3), time.Now()
 		for range 3 {

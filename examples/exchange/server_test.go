@@ -122,13 +122,21 @@ func spent() *rate.Limiter {
 // ask makes a request and returns the answer and its body.
 func ask(t *testing.T, web *server, method, path, body string, cookie *http.Cookie) (*http.Response, string) {
 	t.Helper()
+	header := http.Header{}
+	if cookie != nil {
+		header.Set("Cookie", cookie.Name+"="+cookie.Value)
+	}
+	return send(t, web, method, path, body, header)
+}
+
+// send is ask with any header.
+func send(t *testing.T, web *server, method, path, body string, header http.Header) (*http.Response, string) {
+	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, "http://"+web.addr+path, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cookie != nil {
-		r.AddCookie(cookie)
-	}
+	r.Header = header
 	answer, err := http.DefaultClient.Do(r)
 	if err != nil {
 		t.Fatal(err)

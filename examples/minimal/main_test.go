@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,16 +10,15 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/chromedp/chromedp"
 	"github.com/coder/websocket"
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/examples/internal/browser"
 )
 
 // The test binary is the program itself if it is told so: the process under
@@ -242,38 +240,16 @@ func TestAddressInUse(t *testing.T) {
 	}
 }
 
-// browse starts a browser without a window, or skips.
-func browse(t *testing.T) context.Context {
-	t.Helper()
-	names := []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"}
-	i := slices.IndexFunc(names, func(name string) bool { _, err := exec.LookPath(name); return err == nil })
-	if i < 0 {
-		t.Skip("there is no Chromium on this machine: apt-get install chromium")
-	}
-	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(names[i]), chromedp.WSURLReadTimeout(5*time.Minute))
-	if os.Geteuid() == 0 { // Chromium has no sandbox for root
-		options = append(options, chromedp.NoSandbox)
-	}
-	ctx, cancel := chromedp.NewExecAllocator(t.Context(), options...)
-	t.Cleanup(cancel)
-	ctx, cancel = chromedp.NewContext(ctx)
-	t.Cleanup(cancel)
-	if err := chromedp.Do(ctx); err != nil {
-		t.Fatal(err)
-	}
-	return ctx
-}
-
 // TestPage needs real time and a real browser.
 func TestPage(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a browser takes a while")
 	}
-	ctx := browse(t)
+	ctx := browser.Open(t)
 	p := start(t)
 	until := func(t *testing.T, expression string) {
 		t.Helper()
-		poll := chromedp.Poll[bool](expression, chromedp.WithPollingTimeout(5*time.Minute))
+		poll := chromedp.Poll[bool](expression, chromedp.WithPollingTimeout(browser.Patience))
 		_, err := chromedp.Run(ctx, poll)
 		for err != nil && strings.Contains(err.Error(), "Cannot find context") {
 			_, err = chromedp.Run(ctx, poll) // it had begun on the page before
