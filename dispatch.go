@@ -59,7 +59,7 @@ type head struct {
 }
 
 func newDispatcher(cfg *BrokerConfig, life *lifecycle, a *admission, t *routes) *dispatcher {
-	return &dispatcher{cfg: cfg, log: cfg.Logger, life: life, admission: a, routes: t, wake: make(chan struct{}, 1), age: dispatchClock}
+	return &dispatcher{cfg: cfg, log: cfg.Logger, life: life, admission: a, routes: t, wake: make(chan struct{}, 1), age: dispatchClock, yield: yielder{every: dispatchYield}}
 }
 
 // run delivers until the drain is over, or until it is stopped.

@@ -383,6 +383,13 @@ func (q *pushPool) abandon(then int64) (abandoned []*Session) {
 	return abandoned
 }
 
+// rested reports whether a pusher sleeps, or was woken and has yet to run.
+func (q *pushPool) rested() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.idle > 0
+}
+
 // drain makes the pushers rouse the reader when all is quiet.
 func (q *pushPool) drain() {
 	q.mu.Lock()

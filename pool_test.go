@@ -286,6 +286,7 @@ func TestPoolGrowth(t *testing.T) {
 	t.Run("pushers that have nothing to do go, but for those that stay", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			q := newPushPool(2, 10, 0, make(chan struct{}, 1))
+			require.False(t, q.rested())
 			var wg sync.WaitGroup
 			for _, p := range enlist(q, 5, 0) {
 				wg.Go(func() {
@@ -296,6 +297,7 @@ func TestPoolGrowth(t *testing.T) {
 			synctest.Wait()
 			require.Equal(t, 2, q.size)
 			require.Equal(t, 2, q.idle)
+			require.True(t, q.rested())
 			require.True(t, q.close(), "they are still there")
 			wg.Wait()
 			require.False(t, q.close())

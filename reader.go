@@ -83,7 +83,7 @@ type readLane struct {
 }
 
 func newReader(g *Gateway) *reader {
-	r := &reader{g: g}
+	r := &reader{g: g, yield: yielder{every: readYield}}
 	for p := range r.lanes {
 		r.lanes[p].delays.lane = Priority(p)
 		if g.cfg.Log != nil {
@@ -332,6 +332,9 @@ func (r *reader) offer(p Priority, s *Session) bool {
 		r.endSlow(s)
 	case offerNoRoom:
 		return false
+	}
+	if p == P0 && r.g.pool.rested() { // the pusher that was woken for it may need this core
+		r.yield.hurry()
 	}
 	return true
 }

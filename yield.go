@@ -13,18 +13,25 @@ import (
 // pushers that is a long way, so a loop that had to wait for its core keeps it
 // for a share of that time: it must not fall behind because others want much.
 type yielder struct {
+	every    int   // messages, at the least; a reader counts each session as well
 	messages int   // since the last yield
 	until    int64 // the core is kept until then
 }
 
 const (
-	yieldEvery = 64 // messages, at the least
-	keepShare  = 16 // of the time that the last yield took, one in so many
+	dispatchYield = 64
+	// What a reader lets in has to last the pushers until it has a core again. With
+	// 64 they ran out, went to sleep and left theirs idle: a fifth of two.
+	readYield = 160
+	// pushYield is how long a pusher keeps a core.
+	pushYield = 50 * time.Microsecond
+
+	keepShare = 16 // of the time that the last yield took, one in so many
 )
 
 // after is called after n messages.
 func (y *yielder) after(n int) {
-	if y.messages += n; y.messages < yieldEvery {
+	if y.messages += n; y.messages < y.every {
 		return
 	}
 	y.messages = 0
@@ -37,5 +44,5 @@ func (y *yielder) after(n int) {
 	y.until = at + (at-before)/keepShare
 }
 
-// pushYield is how long a pusher keeps a core.
-const pushYield = 50 * time.Microsecond
+// hurry makes the next call of after yield.
+func (y *yielder) hurry() { y.messages = y.every }
