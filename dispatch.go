@@ -162,7 +162,8 @@ func (d *dispatcher) take(p Priority) bool {
 
 // begin makes m the head of its lane, and looks up who gets it.
 func (d *dispatcher) begin(h *head, m *Message) {
-	h.m, h.targets = m, d.routes.of(m.n.UserID)
+	to := d.routes.of(m.n.UserID)
+	h.m, h.targets, m.user = m, to.targets, to.user
 	for _, r := range h.targets {
 		if r.left() { // its routes are still being removed
 			h.targets = slices.DeleteFunc(slices.Clone(h.targets), (*receiver).left)

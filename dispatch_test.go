@@ -409,7 +409,7 @@ func TestHandOver(t *testing.T) {
 		require.EqualValues(t, 1, d.routed[P1].value())
 		require.Zero(t, d.routes.departed)
 		d.routes.forget(r)
-		require.Len(t, d.routes.of("u"), 1, "the look-up has changed no route")
+		require.Len(t, d.routes.of("u").targets, 1, "the look-up has changed no route")
 	})
 
 	t.Run("at the end the head is dropped for those that have yet to get it, and lost for those that left", func(t *testing.T) {

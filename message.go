@@ -1,6 +1,9 @@
 package notification
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // A Message is an accepted Notification on its way: the same Message goes
 // through lane, inbox, outbox and history to every receiver and session. It is
@@ -14,9 +17,18 @@ type Message struct {
 	invalid  bool     // made by NewMessage of what is not valid: a Gateway refuses it
 	numbered bool     // it is the first field of a numbered
 
-	once sync.Once
-	json string // guarded by once; a string header is 8 bytes shorter than a slice's
+	encoded atomic.Bool // json is there
+	json    string      // immutable once encoded, before that guarded by a lock of encoders; a string header is 8 bytes shorter than a slice's
+
+	// How the Gateway that the routes named knows the user, so that it need not look
+	// him up again; nil: it must. The dispatcher writes it before anybody else has
+	// the Message. It keeps a user alive and no session of his.
+	user *user
 }
+
+// encoders are the locks under which Messages are encoded. One of its own, or a
+// sync.Once, would not fit into a Message's 48 bytes.
+var encoders [1024]sync.Mutex
 
 // NewMessage makes a Message of n, for whoever feeds a Gateway's inbox without
 // a Broker. It takes ownership of n; the time of entry is now. A Gateway refuses
@@ -41,8 +53,19 @@ func (m *Message) Notification() *Notification { return m.n }
 // JSON returns the Notification as AppendJSON writes it, encoded at most once
 // however many ask and whoever asks first. The bytes are shared: read-only.
 func (m *Message) JSON() []byte {
-	m.once.Do(func() {
-		m.json = stringView(marshalJSON(m.n)) // nobody else's, and not written to again
-	})
+	if !m.encoded.Load() {
+		m.encode()
+	}
 	return bytesView(m.json) // read-only, as said above
+}
+
+func (m *Message) encode() {
+	const golden = 0x9E3779B97F4A7C15 // 2^64 over the golden ratio: Knuth's multiplicative hash
+	mu := &encoders[uint64(m.entered)*golden>>32%uint64(len(encoders))]
+	mu.Lock()
+	defer mu.Unlock()
+	if !m.encoded.Load() {
+		m.json = stringView(marshalJSON(m.n)) // nobody else's, and not written to again
+		m.encoded.Store(true)
+	}
 }

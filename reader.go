@@ -246,8 +246,8 @@ func (r *reader) acceptForAll(p Priority, m *Message) {
 
 func (r *reader) acceptForUser(p Priority, m *Message) {
 	l := &r.lanes[p]
-	u, ok := r.g.roster.users.Load(m.n.UserID)
-	if !ok {
+	u := r.g.roster.addressee(m)
+	if u == nil {
 		r.noSession[p].inc()
 		l.m = nil
 		if r.g.cfg.Log != nil {
@@ -259,7 +259,8 @@ func (r *reader) acceptForUser(p Priority, m *Message) {
 	if u.history != nil && r.keep(p, u.history, m) && !r.g.roster.evictOffline() {
 		u.history.evictOldest(p)
 	}
-	if l.rest, ok = u.few(l.buf[:]); !ok {
+	var few bool
+	if l.rest, few = u.few(l.buf[:]); !few {
 		r.g.roster.beginOfUser(&l.walk, u)
 		l.walking = true
 	} else if len(l.rest) == 0 {

@@ -136,6 +136,11 @@ func (r *receiver) leave() {
 // whose Run is going always moves.
 func (r *receiver) patient() bool { return r.gateway != nil && r.gateway.life.running() }
 
+// knew reports whether u is, or was, a user of the Gateway that r is.
+func (r *receiver) knew(u *user) bool {
+	return u != nil && r.gateway != nil && u.roster == r.gateway.roster
+}
+
 // A budget is how long a receiver's full channel may hold up its lanes.
 type budget struct {
 	spent   time.Duration // since the channel was last half empty

@@ -163,7 +163,7 @@ func (r *roster) room(u *user) error {
 }
 
 func (r *roster) newUser(userID string) *user {
-	u := &user{id: userID}
+	u := &user{id: userID, roster: r}
 	if r.history != nil {
 		u.history = r.history.newHistory()
 	}
@@ -286,6 +286,15 @@ func (r *roster) empty() bool {
 func (r *roster) knows(userID string) bool {
 	_, ok := r.users.Load(userID)
 	return ok
+}
+
+// addressee returns whose message m is, nil if that is nobody here.
+func (r *roster) addressee(m *Message) *user {
+	if u := m.user; u != nil && u.roster == r && !u.forgotten.Load() {
+		return u
+	}
+	u, _ := r.users.Load(m.n.UserID)
+	return u
 }
 
 // tell reports whether a session was registered that has not been told of a gap,
@@ -435,6 +444,7 @@ func (r *roster) forget(u *user) {
 	if u.history != nil {
 		u.history.close()
 	}
+	u.forgotten.Store(true)                     // before the table says so
 	if now, _ := r.users.Load(u.id); now == u { // else one of another epoch of the Log has its place
 		r.users.Delete(u.id)
 	}

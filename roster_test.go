@@ -642,12 +642,17 @@ func agrees(t testing.TB, b *Broker, g *Gateway) {
 		want[user] = true
 	}
 	routed := 0
-	b.routes.users.Range(func(user string, targets []*receiver) bool {
-		for _, to := range targets {
+	b.routes.users.Range(func(user string, route userRoute) bool {
+		for _, to := range route.targets {
 			if to == r.receiver {
 				if routed++; !want[user] {
 					t.Errorf("user %q is routed for no reason", user)
 				}
+			}
+		}
+		if u := route.user; u != nil && u.roster == r {
+			if now, _ := r.users.Load(user); now != u || u.forgotten.Load() {
+				t.Errorf("the route of user %q names one that is forgotten", user)
 			}
 		}
 		return true
@@ -655,6 +660,68 @@ func agrees(t testing.TB, b *Broker, g *Gateway) {
 	if routed != len(want) {
 		t.Errorf("%d users routed, should be %d", routed, len(want))
 	}
+}
+
+func TestAddressee(t *testing.T) {
+	known := func(g *Gateway, userID string) *user {
+		u, _ := g.roster.users.Load(userID)
+		return u
+	}
+	t.Run("a route names the user as the Gateway that learned of him last knows him", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		runBroker(t, b)
+		g, h := newGateway(t, "g", GatewayConfig{}), newGateway(t, "h", GatewayConfig{})
+		require.NoError(t, b.RegisterGateway(g))
+		runGateway(t, g)
+		require.NoError(t, b.Subscribe("u", "g"))
+		require.Nil(t, b.routes.of("u").user, "g does not know him")
+		first, _ := join(t, g, "1", "u")
+		require.Same(t, first.user, b.routes.of("u").user)
+		join(t, h, "1", "u")
+		require.NoError(t, b.RegisterGateway(h))
+		runGateway(t, h)
+		require.Same(t, known(h, "u"), b.routes.of("u").user)
+		require.NoError(t, first.Close())
+		require.Same(t, known(h, "u"), b.routes.of("u").user, "of which g has nothing to say")
+		second, _ := join(t, g, "2", "u")
+		require.NotSame(t, first.user, second.user)
+		require.Same(t, second.user, b.routes.of("u").user)
+		require.NoError(t, b.Unregister("g"))
+		require.Nil(t, b.routes.of("u").user)
+		require.NoError(t, b.Subscribe("v", "h"))
+		require.NoError(t, b.Subscribe("v", "h"))
+		require.Nil(t, b.routes.of("v").user)
+		drain(t, b)
+	})
+	t.Run("who was forgotten on the way is looked up again", func(t *testing.T) {
+		g := newGateway(t, "g", GatewayConfig{})
+		runGateway(t, g)
+		first, missed := join(t, g, "1", "u")
+		require.NoError(t, first.Close())
+		_, sink := join(t, g, "2", "u")
+		m := NewMessage(note("m", "u", P1))
+		m.user = first.user // as it was when the dispatcher looked
+		g.Inbox()[P1] <- m
+		drain(t, g)
+		require.Equal(t, []string{"m"}, sink.ids())
+		require.Empty(t, missed.ids())
+	})
+	t.Run("a Message that goes on to another Gateway finds the user there", func(t *testing.T) {
+		b, g := pair(t, BrokerConfig{}, GatewayConfig{})
+		other := newGateway(t, "other", GatewayConfig{})
+		runGateway(t, other)
+		_, here := join(t, g, "1", "u")
+		_, there := join(t, other, "1", "u")
+		passed := make(chan *Message, 1)
+		require.NoError(t, b.SubscribeGlobal("pass", passed, Wait))
+		publishTo(t, b, "u", P1, "m")
+		other.Inbox()[P1] <- <-passed
+		drain(t, b)
+		drain(t, g)
+		drain(t, other)
+		require.Equal(t, []string{"m"}, here.ids())
+		require.Equal(t, []string{"m"}, there.ids())
+	})
 }
 
 func TestRoutesOfSessions(t *testing.T) {
@@ -672,7 +739,7 @@ func TestRoutesOfSessions(t *testing.T) {
 			// routed requires that there is a route or not, and of what Subscribe knows.
 			routed := func(want, explicit bool) {
 				t.Helper()
-				targets := b.routes.of("u")
+				targets := b.routes.of("u").targets
 				require.Equal(t, want, len(targets) == 1)
 				require.LessOrEqual(t, len(targets), 1)
 				r, _ := b.routes.receiver("g")

@@ -24,7 +24,13 @@ type routes struct {
 	// atomic
 	all         atomic.Pointer[[]*receiver] // receivers, copied on write
 	subscribers atomic.Pointer[[]*receiver] // globals, copied on write
-	users       *xsync.MapOf[string, []*receiver]
+	users       *xsync.MapOf[string, userRoute]
+}
+
+// A userRoute says who gets a user's messages.
+type userRoute struct {
+	targets []*receiver // immutable
+	user    *user       // as one of the Gateways among them knows the user; nil if none does
 }
 
 func newRoutes(closed func() bool) *routes {
@@ -33,20 +39,20 @@ func newRoutes(closed func() bool) *routes {
 		receivers: make(map[string]*receiver),
 		globals:   make(map[string]*receiver),
 		leaving:   make(map[*receiver]bool),
-		users:     xsync.NewMapOf[string, []*receiver](),
+		users:     xsync.NewMapOf[string, userRoute](),
 	}
 	t.all.Store(new([]*receiver))
 	t.subscribers.Store(new([]*receiver))
 	return t
 }
 
-// of returns the receivers of a user, or of AllUsers.
-func (t *routes) of(userID string) []*receiver {
+// of returns the route of a user, or of AllUsers.
+func (t *routes) of(userID string) userRoute {
 	if userID == AllUsers {
-		return *t.all.Load()
+		return userRoute{targets: *t.all.Load()}
 	}
-	targets, _ := t.users.Load(userID)
-	return targets
+	r, _ := t.users.Load(userID)
+	return r
 }
 
 // add puts a receiver or global subscriber into its table.
@@ -127,8 +133,8 @@ func (t *routes) remove(r *receiver) bool {
 // forget removes the users' routes to r, which has left. Nobody waits for all of
 // them: the lock is taken for one at a time.
 func (t *routes) forget(r *receiver) {
-	t.users.Range(func(userID string, targets []*receiver) bool {
-		if slices.Contains(targets, r) {
+	t.users.Range(func(userID string, to userRoute) bool {
+		if slices.Contains(to.targets, r) {
 			t.update(userID, r)
 		}
 		return true
@@ -167,28 +173,37 @@ func (t *routes) update(userID string, r *receiver) {
 // calls it after the change, so that the last call sees the last state of both.
 // mu is held.
 func (t *routes) updateLocked(userID string, r *receiver) {
-	want := false
+	want, u := false, (*user)(nil)
 	if !r.left() {
 		_, want = r.explicit[userID]
-		want = want || r.gateway != nil && r.gateway.roster.knows(userID)
+		if r.gateway != nil {
+			u, _ = r.gateway.roster.users.Load(userID)
+			want = want || u != nil
+		}
 	}
 	old, _ := t.users.Load(userID)
-	if want == slices.Contains(old, r) {
-		return
+	to := old
+	if u != nil || r.knew(old.user) {
+		to.user = u
 	}
-	switch {
-	case want && len(old) == 0: // nearly every user: the slice is shared, and stays in the cache
-		t.users.Store(userID, r.sole)
+	switch was := slices.Index(old.targets, r); {
+	case want == (was >= 0):
+		if to.user == old.user {
+			return
+		}
+	case want && len(old.targets) == 0: // nearly every user: the slice is shared, and stays in the cache
+		to.targets = r.sole
 	case want:
-		t.users.Store(userID, append(slices.Clip(old), r))
-	case len(old) == 1:
+		to.targets = append(slices.Clip(old.targets), r)
+	case len(old.targets) == 1:
 		t.users.Delete(userID)
-	case len(old) == 2:
-		t.users.Store(userID, old[1-slices.Index(old, r)].sole)
+		return
+	case len(old.targets) == 2:
+		to.targets = old.targets[1-was].sole
 	default:
-		i := slices.Index(old, r)
-		t.users.Store(userID, slices.Concat(old[:i], old[i+1:]))
+		to.targets = slices.Concat(old.targets[:was], old.targets[was+1:])
 	}
+	t.users.Store(userID, to)
 }
 
 // lost counts a message that was on its way to a receiver that has left.

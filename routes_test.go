@@ -33,7 +33,7 @@ func TestRoutesAlone(t *testing.T) {
 			require.NoError(t, table.add(receive(id)))
 			require.NoError(t, table.add(subscribe(id)))
 		}
-		require.Equal(t, []string{"a", "b", "c"}, names(table.of(AllUsers)))
+		require.Equal(t, []string{"a", "b", "c"}, names(table.of(AllUsers).targets))
 		require.Equal(t, []string{"a", "b", "c"}, names(*table.subscribers.Load()))
 		r, ok := table.receiver("b")
 		require.True(t, ok)
@@ -41,7 +41,7 @@ func TestRoutesAlone(t *testing.T) {
 		require.False(t, table.remove(r), "it is gone")
 		_, ok = table.receiver("b")
 		require.False(t, ok)
-		require.Equal(t, []string{"a", "c"}, names(table.of(AllUsers)))
+		require.Equal(t, []string{"a", "c"}, names(table.of(AllUsers).targets))
 		require.Equal(t, []string{"a", "b", "c"}, names(*table.subscribers.Load()))
 		r, ok = table.global("b")
 		require.True(t, ok)
@@ -57,7 +57,7 @@ func TestRoutesAlone(t *testing.T) {
 		require.True(t, table.remove(old))
 		require.NoError(t, table.add(next))
 		require.False(t, table.remove(old))
-		require.Equal(t, []*receiver{next}, table.of(AllUsers))
+		require.Equal(t, []*receiver{next}, table.of(AllUsers).targets)
 	})
 
 	t.Run("once the Broker closes nobody is added, and who is there may go", func(t *testing.T) {
@@ -79,12 +79,12 @@ func TestRoutesAlone(t *testing.T) {
 		require.NoError(t, table.add(s))
 		require.NoError(t, table.subscribe("u", "r", true))
 		require.NoError(t, table.subscribe("v", "r", true))
-		require.Same(t, &r.sole[0], &table.of("u")[0])
-		require.Same(t, &r.sole[0], &table.of("v")[0])
+		require.Same(t, &r.sole[0], &table.of("u").targets[0])
+		require.Same(t, &r.sole[0], &table.of("v").targets[0])
 		require.NoError(t, table.subscribe("u", "s", true))
-		require.Equal(t, []string{"r"}, names(table.of("v")))
+		require.Equal(t, []string{"r"}, names(table.of("v").targets))
 		require.NoError(t, table.subscribe("u", "r", false))
-		require.Same(t, &s.sole[0], &table.of("u")[0])
+		require.Same(t, &s.sole[0], &table.of("u").targets[0])
 	})
 
 	t.Run("the routes to one that has left stay until they are forgotten, and lead nowhere", func(t *testing.T) {
@@ -97,12 +97,12 @@ func TestRoutesAlone(t *testing.T) {
 		}
 		require.NoError(t, table.subscribe("user1", "s", true))
 		require.True(t, table.remove(r))
-		require.Equal(t, []string{"r"}, names(table.of("user2")))
+		require.Equal(t, []string{"r"}, names(table.of("user2").targets))
 		require.True(t, r.left())
 		require.False(t, r.enter())
 		table.forget(r)
 		require.Equal(t, 1, table.users.Size())
-		require.Equal(t, []string{"s"}, names(table.of("user1")))
+		require.Equal(t, []string{"s"}, names(table.of("user1").targets))
 	})
 
 	t.Run("what the dispatcher has looked up does not change under it", func(t *testing.T) {
@@ -111,7 +111,7 @@ func TestRoutesAlone(t *testing.T) {
 			require.NoError(t, table.add(receive(id)))
 			require.NoError(t, table.subscribe("u", id, true))
 		}
-		seen, all := table.of("u"), table.of(AllUsers)
+		seen, all := table.of("u").targets, table.of(AllUsers).targets
 		for _, id := range []string{"b", "a"} {
 			require.NoError(t, table.subscribe("u", id, false))
 		}
@@ -119,7 +119,7 @@ func TestRoutesAlone(t *testing.T) {
 		require.NoError(t, table.subscribe("u", "e", true))
 		require.Equal(t, []string{"a", "b", "c", "d"}, names(seen))
 		require.Equal(t, []string{"a", "b", "c", "d"}, names(all))
-		require.ElementsMatch(t, []string{"c", "d", "e"}, names(table.of("u")))
+		require.ElementsMatch(t, []string{"c", "d", "e"}, names(table.of("u").targets))
 	})
 
 	t.Run("what those that left had counted is kept, with what was on its way to them", func(t *testing.T) {
@@ -182,7 +182,7 @@ func TestRoutesModel(t *testing.T) {
 				if len(model[u]) > 0 {
 					routed++
 				}
-				targets := table.of(u)
+				targets := table.of(u).targets
 				require.Len(t, targets, len(model[u]))
 				for _, n := range targets {
 					require.True(t, model[u][n.id])
@@ -190,7 +190,7 @@ func TestRoutesModel(t *testing.T) {
 				}
 			}
 			require.Equal(t, routed, table.users.Size())
-			require.Len(t, table.of(AllUsers), len(there))
+			require.Len(t, table.of(AllUsers).targets, len(there))
 		}
 	})
 }

@@ -7,13 +7,17 @@ import (
 
 // A user is somebody with sessions at a Gateway, or with a history.
 type user struct {
+	// immutable
 	id      string
 	history *history // nil without a history
+	roster  *roster  // whose user this is, or was
+
+	// atomic
+	only      atomic.Pointer[Session] // the one session, if there is one: nearly every user has
+	forgotten atomic.Bool             // the roster has another of this ID, or none, or will at once
 
 	mu       sync.Mutex
 	sessions sessionList // changed under roster.mu and mu, read under either
-
-	only atomic.Pointer[Session] // the one session, if there is one: nearly every user has
 
 	// guarded by roster.mu: its place in roster.offline, and since when
 	next, prev *user
