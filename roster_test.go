@@ -715,10 +715,12 @@ func TestAddressee(t *testing.T) {
 		passed := make(chan *Message, 1)
 		require.NoError(t, b.SubscribeGlobal("pass", passed, Wait))
 		publishTo(t, b, "u", P1, "m")
-		other.Inbox()[P1] <- <-passed
+		m := <-passed
+		require.Same(t, known(g, "u"), m.user)
+		other.Inbox()[P1] <- m
+		drain(t, other) // while g still knows him
 		drain(t, b)
 		drain(t, g)
-		drain(t, other)
 		require.Equal(t, []string{"m"}, here.ids())
 		require.Equal(t, []string{"m"}, there.ids())
 	})
