@@ -377,6 +377,9 @@ func (g *Gateway) finish() {
 	for p := range NumPriorities { // what is in a Push that was abandoned
 		g.life.lose(g.pending(Priority(p)))
 	}
+	if g.history != nil {
+		g.history.all.close() // whoever keeps a Message may keep a user, and him a history
+	}
 	g.log.Info("gateway stopped", "lost", g.life.lost.Load(), "hung", g.hung.Load())
 }
 

@@ -321,6 +321,10 @@ func numberedOf(m *Message) *numbered {
 	return (*numbered)(unsafe.Pointer(m))
 }
 
+// addressOf returns where m is, to spread Messages over something by. One that
+// several goroutines have is on the heap and does not move. It is never followed.
+func addressOf(m *Message) uintptr { return uintptr(unsafe.Pointer(m)) }
+
 // stringView returns b's bytes as a string without copying them: b's address with
 // b's length, so no read leaves b, and the string keeps b alive. A string must not
 // change, so nobody may write to b as long as the string, or a part of it, is in

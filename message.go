@@ -20,14 +20,15 @@ type Message struct {
 	encoded atomic.Bool // json is there
 	json    string      // immutable once encoded, before that guarded by a lock of encoders; a string header is 8 bytes shorter than a slice's
 
-	// How the Gateway that the routes named knows the user, so that it need not look
-	// him up again; nil: it must. The dispatcher writes it before anybody else has
-	// the Message. It keeps a user alive and no session of his.
+	// How one of the Gateways that get it knew the user when the dispatcher looked,
+	// so that it need not look again if he is still there; nil: it must. The
+	// dispatcher writes it before it hands the Message to anybody. It keeps a user
+	// alive, and no session or Gateway.
 	user *user
 }
 
 // encoders are the locks under which Messages are encoded. One of its own, or a
-// sync.Once, would not fit into a Message's 48 bytes.
+// sync.Once, would not fit into a Message's 48 bytes. They are leaves.
 var encoders [1024]sync.Mutex
 
 // NewMessage makes a Message of n, for whoever feeds a Gateway's inbox without
@@ -60,8 +61,7 @@ func (m *Message) JSON() []byte {
 }
 
 func (m *Message) encode() {
-	const golden = 0x9E3779B97F4A7C15 // 2^64 over the golden ratio: Knuth's multiplicative hash
-	mu := &encoders[uint64(m.entered)*golden>>32%uint64(len(encoders))]
+	mu := &encoders[addressOf(m)>>4%uintptr(len(encoders))]
 	mu.Lock()
 	defer mu.Unlock()
 	if !m.encoded.Load() {

@@ -52,6 +52,7 @@ type pushPool struct {
 	closed   bool // pushers go when nothing is due
 	finished bool // and are gone
 	watched  bool // the reader knows that sessions wait for a pusher
+	woken    bool // a pusher was, for a P0, and the reader has yet to ask
 	callTable
 	growth
 
@@ -127,6 +128,7 @@ func (q *pushPool) addLocked(s *Session, p Priority, at int64) {
 	q.n++
 	if q.idle > 0 {
 		q.cond.Signal()
+		q.woken = q.woken || p == P0
 	} else if q.opened && !q.watched { // they may all be blocked, and the reader asleep
 		q.watched = true
 		rouse(q.wake)
@@ -166,6 +168,7 @@ func (q *pushPool) promote(s *Session, p Priority, at int64) {
 		s.due.in.remove(s)
 		s.due.at = at
 		q.due[p].pushBack(s)
+		q.woken = q.woken || p == P0 && q.idle > 0 // it may not have run yet
 	}
 }
 
@@ -383,11 +386,12 @@ func (q *pushPool) abandon(then int64) (abandoned []*Session) {
 	return abandoned
 }
 
-// rested reports whether a pusher sleeps, or was woken and has yet to run.
-func (q *pushPool) rested() bool {
+// woke reports whether a pusher was woken for a P0 since it was last asked.
+func (q *pushPool) woke() (woken bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.idle > 0
+	woken, q.woken = q.woken, false
+	return woken
 }
 
 // drain makes the pushers rouse the reader when all is quiet.

@@ -272,6 +272,21 @@ func TestPoolGrowth(t *testing.T) {
 		q.grownAt = second - 1 // so that it would be early
 		require.Equal(t, 4, q.ask(second, 100).pushers)
 	})
+	t.Run("it tells once that a pusher was woken for a P0", func(t *testing.T) {
+		q, _ := barePool(1, 0)
+		s := bareSessions(4)
+		q.add(s[0], P0, 0)
+		require.False(t, q.woke(), "nobody sleeps")
+		q.idle = 1
+		q.add(s[1], P1, 0)
+		require.False(t, q.woke())
+		q.add(s[2], P0, 0)
+		q.add(s[3], P1, 0)
+		require.True(t, q.woke())
+		require.False(t, q.woke())
+		q.promote(s[1], P0, 0)
+		require.True(t, q.woke(), "who was woken for it may not run yet")
+	})
 	t.Run("the reader is roused once when sessions begin to wait for a pusher", func(t *testing.T) {
 		q, wake := barePool(100, 0)
 		s := bareSessions(3)
@@ -286,7 +301,6 @@ func TestPoolGrowth(t *testing.T) {
 	t.Run("pushers that have nothing to do go, but for those that stay", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			q := newPushPool(2, 10, 0, make(chan struct{}, 1))
-			require.False(t, q.rested())
 			var wg sync.WaitGroup
 			for _, p := range enlist(q, 5, 0) {
 				wg.Go(func() {
@@ -297,7 +311,6 @@ func TestPoolGrowth(t *testing.T) {
 			synctest.Wait()
 			require.Equal(t, 2, q.size)
 			require.Equal(t, 2, q.idle)
-			require.True(t, q.rested())
 			require.True(t, q.close(), "they are still there")
 			wg.Wait()
 			require.False(t, q.close())

@@ -334,7 +334,7 @@ func (r *reader) offer(p Priority, s *Session) bool {
 	case offerNoRoom:
 		return false
 	}
-	if p == P0 && r.g.pool.rested() { // the pusher that was woken for it may need this core
+	if p == P0 && r.g.pool.woke() { // the pusher may need this core
 		r.yield.hurry()
 	}
 	return true

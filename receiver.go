@@ -136,9 +136,14 @@ func (r *receiver) leave() {
 // whose Run is going always moves.
 func (r *receiver) patient() bool { return r.gateway != nil && r.gateway.life.running() }
 
-// knew reports whether u is, or was, a user of the Gateway that r is.
-func (r *receiver) knew(u *user) bool {
-	return u != nil && r.gateway != nil && u.roster == r.gateway.roster
+// user returns the user as the Gateway that r is knows him; nil if it does not,
+// has left, or is no Gateway.
+func (r *receiver) user(userID string) *user {
+	if r.gateway == nil || r.left() {
+		return nil
+	}
+	u, _ := r.gateway.roster.users.Load(userID)
+	return u
 }
 
 // A budget is how long a receiver's full channel may hold up its lanes.

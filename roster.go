@@ -163,7 +163,8 @@ func (r *roster) room(u *user) error {
 }
 
 func (r *roster) newUser(userID string) *user {
-	u := &user{id: userID, roster: r}
+	u := &user{id: userID}
+	u.home.Store(r)
 	if r.history != nil {
 		u.history = r.history.newHistory()
 	}
@@ -290,7 +291,7 @@ func (r *roster) knows(userID string) bool {
 
 // addressee returns whose message m is, nil if that is nobody here.
 func (r *roster) addressee(m *Message) *user {
-	if u := m.user; u != nil && u.roster == r && !u.forgotten.Load() {
+	if u := m.user; u != nil && u.home.Load() == r {
 		return u
 	}
 	u, _ := r.users.Load(m.n.UserID)
@@ -444,7 +445,7 @@ func (r *roster) forget(u *user) {
 	if u.history != nil {
 		u.history.close()
 	}
-	u.forgotten.Store(true)                     // before the table says so
+	u.home.Store(nil)                           // before the table says so
 	if now, _ := r.users.Load(u.id); now == u { // else one of another epoch of the Log has its place
 		r.users.Delete(u.id)
 	}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/stretchr/testify/require"
 )
@@ -650,8 +651,10 @@ func agrees(t testing.TB, b *Broker, g *Gateway) {
 				}
 			}
 		}
-		if u := route.user; u != nil && u.roster == r {
-			if now, _ := r.users.Load(user); now != u || u.forgotten.Load() {
+		if u := route.user; slices.Contains(route.targets, r.receiver) && u == nil && want[user] && r.knows(user) {
+			t.Errorf("the route of user %q does not name him", user)
+		} else if u != nil && u.home.Load() == r {
+			if now, _ := r.users.Load(user); now != u {
 				t.Errorf("the route of user %q names one that is forgotten", user)
 			}
 		}
@@ -667,7 +670,7 @@ func TestAddressee(t *testing.T) {
 		u, _ := g.roster.users.Load(userID)
 		return u
 	}
-	t.Run("a route names the user as the Gateway that learned of him last knows him", func(t *testing.T) {
+	t.Run("a route names the user as one of its Gateways knows him, if one does", func(t *testing.T) {
 		b := newBroker(t, BrokerConfig{})
 		runBroker(t, b)
 		g, h := newGateway(t, "g", GatewayConfig{}), newGateway(t, "h", GatewayConfig{})
@@ -686,11 +689,65 @@ func TestAddressee(t *testing.T) {
 		second, _ := join(t, g, "2", "u")
 		require.NotSame(t, first.user, second.user)
 		require.Same(t, second.user, b.routes.of("u").user)
+		require.NoError(t, second.Close())
+		require.Same(t, known(h, "u"), b.routes.of("u").user, "g has forgotten him")
+		third, _ := join(t, g, "3", "u")
+		require.Same(t, third.user, b.routes.of("u").user)
 		require.NoError(t, b.Unregister("g"))
-		require.Nil(t, b.routes.of("u").user)
+		require.Same(t, known(h, "u"), b.routes.of("u").user)
+		require.NoError(t, b.RegisterGateway(g)) // which ends its sessions by a Gap
+		fourth, _ := join(t, g, "4", "u")
+		require.Same(t, fourth.user, b.routes.of("u").user)
+		require.NoError(t, b.Unregister("h"))
+		require.Same(t, fourth.user, b.routes.of("u").user)
+		require.NoError(t, b.RegisterGateway(h))
 		require.NoError(t, b.Subscribe("v", "h"))
 		require.NoError(t, b.Subscribe("v", "h"))
 		require.Nil(t, b.routes.of("v").user)
+		drain(t, b)
+	})
+	t.Run("who is named and known is not looked up", func(t *testing.T) {
+		r := newBareRoster(t, GatewayConfig{})
+		u := r.enter("s", "u").user
+		m := NewMessage(note("m", "u", P1))
+		require.Same(t, u, r.addressee(m))
+		r.users.Delete("u") // so that looking would find nobody
+		require.Nil(t, r.addressee(m))
+		m.user = u
+		require.Same(t, u, r.addressee(m))
+	})
+	t.Run("a Message that is kept keeps a user, and no Gateway", func(t *testing.T) {
+		b := newBroker(t, BrokerConfig{})
+		runBroker(t, b)
+		kept := make(chan *Message, 2)
+		require.NoError(t, b.SubscribeGlobal("keep", kept, Wait))
+		var m *Message
+		gone := func() weak.Pointer[Gateway] {
+			g := newGateway(t, "g", GatewayConfig{HistoryMessages: 1024})
+			require.NoError(t, b.RegisterGateway(g))
+			done := start(context.Background(), g) // and not runGateway, whose Cleanup keeps g
+			for !begun(g.life) {
+				runtime.Gosched()
+			}
+			_, err := g.RegisterSession(SessionConfig{ID: "s", UserID: "u", Sink: SinkFunc(func(context.Context, []*Message) error { return nil })})
+			require.NoError(t, err)
+			require.NoError(t, b.Publish(notice("all", P1)))
+			publishTo(t, b, "u", P1, "m")
+			<-kept
+			m = <-kept // g has it too: global subscribers come last
+			drain(t, g)
+			require.NoError(t, <-done)
+			return weak.Make(g)
+		}()
+		require.NotNil(t, m.user)
+		require.Zero(t, m.user.history.store.all.len())
+		for range 100 {
+			if gone.Value() != nil {
+				runtime.GC()
+			}
+		}
+		require.Nil(t, gone.Value())
+		runtime.KeepAlive(m)
 		drain(t, b)
 	})
 	t.Run("who was forgotten on the way is looked up again", func(t *testing.T) {

@@ -30,7 +30,7 @@ type routes struct {
 // A userRoute says who gets a user's messages.
 type userRoute struct {
 	targets []*receiver // immutable
-	user    *user       // as one of the Gateways among them knows the user; nil if none does
+	user    *user       // as one of the Gateways among them knew him last; nil if none did
 }
 
 func newRoutes(closed func() bool) *routes {
@@ -173,37 +173,36 @@ func (t *routes) update(userID string, r *receiver) {
 // calls it after the change, so that the last call sees the last state of both.
 // mu is held.
 func (t *routes) updateLocked(userID string, r *receiver) {
-	want, u := false, (*user)(nil)
-	if !r.left() {
+	u := r.user(userID)
+	want := u != nil
+	if !r.left() && !want {
 		_, want = r.explicit[userID]
-		if r.gateway != nil {
-			u, _ = r.gateway.roster.users.Load(userID)
-			want = want || u != nil
-		}
 	}
 	old, _ := t.users.Load(userID)
-	to := old
-	if u != nil || r.knew(old.user) {
-		to.user = u
-	}
+	to := userRoute{old.targets, u}
 	switch was := slices.Index(old.targets, r); {
 	case want == (was >= 0):
-		if to.user == old.user {
-			return
-		}
 	case want && len(old.targets) == 0: // nearly every user: the slice is shared, and stays in the cache
 		to.targets = r.sole
 	case want:
 		to.targets = append(slices.Clip(old.targets), r)
 	case len(old.targets) == 1:
-		t.users.Delete(userID)
-		return
+		to.targets = nil
 	case len(old.targets) == 2:
 		to.targets = old.targets[1-was].sole
 	default:
 		to.targets = slices.Concat(old.targets[:was], old.targets[was+1:])
 	}
-	t.users.Store(userID, to)
+	for _, other := range to.targets {
+		if to.user == nil {
+			to.user = other.user(userID)
+		}
+	}
+	if len(to.targets) == 0 {
+		t.users.Delete(userID)
+	} else {
+		t.users.Store(userID, to)
+	}
 }
 
 // lost counts a message that was on its way to a receiver that has left.

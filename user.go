@@ -10,11 +10,10 @@ type user struct {
 	// immutable
 	id      string
 	history *history // nil without a history
-	roster  *roster  // whose user this is, or was
 
 	// atomic
-	only      atomic.Pointer[Session] // the one session, if there is one: nearly every user has
-	forgotten atomic.Bool             // the roster has another of this ID, or none, or will at once
+	only atomic.Pointer[Session] // the one session, if there is one: nearly every user has
+	home atomic.Pointer[roster]  // which has the user in its table; nil before it is forgotten there
 
 	mu       sync.Mutex
 	sessions sessionList // changed under roster.mu and mu, read under either

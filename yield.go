@@ -44,5 +44,5 @@ func (y *yielder) after(n int) {
 	y.until = at + (at-before)/keepShare
 }
 
-// hurry makes the next call of after yield.
+// hurry makes the next call of after yield, unless the core is kept.
 func (y *yielder) hurry() { y.messages = y.every }
