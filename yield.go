@@ -23,8 +23,9 @@ const (
 	// What a reader lets in has to last the pushers until it has a core again. With
 	// 64 they ran out, went to sleep and left theirs idle: a fifth of two.
 	readYield = 160
-	// pushYield is how long a pusher keeps a core.
-	pushYield = 50 * time.Microsecond
+	// pushYield is how long a pusher keeps a core. With twice that the reader is
+	// behind for longer, and less is done.
+	pushYield = 25 * time.Microsecond
 
 	keepShare = 16 // of the time that the last yield took, one in so many
 )
