@@ -174,10 +174,8 @@ func (t *routes) update(userID string, r *receiver) {
 // mu is held.
 func (t *routes) updateLocked(userID string, r *receiver) {
 	u := r.user(userID)
-	want := u != nil
-	if !r.left() && !want {
-		_, want = r.explicit[userID]
-	}
+	_, want := r.explicit[userID]
+	want = (want || u != nil) && !r.left()
 	old, _ := t.users.Load(userID)
 	to := userRoute{old.targets, u}
 	switch was := slices.Index(old.targets, r); {
