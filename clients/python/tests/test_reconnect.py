@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import time
 import unittest
 from pathlib import Path
 from unittest.mock import patch
@@ -494,6 +495,20 @@ class Times(Case):
             self.assertEqual((await server.accept()).query["cursor"], "c1")
             await p.stop()
         self.assertEqual(p.told("waiting"), [("waiting", "watchdog", 0)])
+
+    async def test_a_program_that_stopped_the_loop_is_no_silence(self) -> None:
+        async with Server() as server:
+            p = self.program(server.url, watchdog_factor=2)
+            p.start()
+            peer = await server.accept()
+            peer.welcome(heartbeat_ms=1_000)
+            peer.batch("c1", "n1")
+            await p.saw("cursor", "c1")
+            peer.batch("c2", "n2")  # arrives, and cannot be read
+            time.sleep(4)
+            await p.saw("cursor", "c2")
+            await p.stop()
+        self.assertEqual(p.told("waiting"), [])
 
     async def test_heartbeats_keep_a_connection(self) -> None:
         async with Server() as server:

@@ -36,6 +36,7 @@ from ._state import Reason
 
 OPEN_TIMEOUT = 20.0  # seconds, for the handshake and the welcome together
 CLOSE_TIMEOUT = 2.0  # seconds, for the closing handshake
+MOMENT = 1.0  # seconds that a timer may be late for reasons of no account
 MAX_HELD = 10_000  # notifications that may wait for the program
 MAX_SIZE = 64 << 20  # bytes of a frame; one of 2 MB is nothing unusual after a long absence
 
@@ -231,8 +232,7 @@ class Connection:
 
     async def _read_until_wrong(self) -> Loss:
         while True:
-            async with asyncio.timeout(self._silence):
-                message = await self._ws.recv()
+            message = await self._hear()
             frame = parse(message)
             if frame is not None:
                 self._take(frame)
@@ -243,6 +243,22 @@ class Connection:
                     break  # for an answer, perhaps in the callback that ought to make room
                 self._room.clear()
                 await self._room.wait()
+
+    async def _hear(self) -> Any:
+        """Returns what the server says next. Raises TimeoutError if it is silent."""
+        if self._silence is None:
+            return await self._ws.recv()
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._silence
+        try:
+            async with asyncio.timeout_at(due):
+                return await self._ws.recv()
+        except TimeoutError:
+            if loop.time() - due < MOMENT:
+                raise
+        # It was this program who slept, so what came meanwhile may not have been read.
+        async with asyncio.timeout(MOMENT):
+            return await self._ws.recv()
 
     def _take(self, frame: Frame) -> None:
         match frame:
