@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"time"
 
@@ -195,6 +196,40 @@ func ExampleChannelSink() {
 	// Output:
 	// {"message_id":"call-1","message_type":"margin_call","user_id":"alice","priority":0,"timestamp":1760000000000000000,"source":"RiskControl","payload":{"type":"margin_call","user_id":"alice","current_margin":0,"required_margin":1000000,"deadline":0,"message":"pay in by noon","timestamp":0}}
 	// open: false
+}
+
+// A sink that writes a line for each notification, with one call for a batch, and keeps
+// none of the text.
+func ExampleMessage_AppendJSON() {
+	broker, gateway := setup()
+	stop := start(broker, gateway)
+	w := bufio.NewWriter(os.Stdout) // a connection
+	written := make(chan struct{})
+	lines := notification.SinkFunc(func(_ context.Context, batch []*notification.Message) error {
+		defer close(written)
+		for _, m := range batch {
+			line := append(m.AppendJSON(w.AvailableBuffer()), '\n')
+			if _, err := w.Write(line); err != nil {
+				return err // and the session ends with it
+			}
+		}
+		return w.Flush()
+	})
+	_, err := gateway.RegisterSession(notification.SessionConfig{ID: "s1", UserID: "alice", Sink: lines})
+	if err != nil {
+		panic(err)
+	}
+	n := notification.New("alice", notification.OrderCanceled{OrderID: "order-1"}, "MatchingEngine")
+	n.ID, n.Timestamp = "cancel-1", 1_760_000_000_000_000_000
+	if err := broker.Publish(n); err != nil {
+		panic(err)
+	}
+	<-written
+	if err := stop(); err != nil {
+		panic(err)
+	}
+	// Output:
+	// {"message_id":"cancel-1","message_type":"order_canceled","user_id":"alice","priority":1,"timestamp":1760000000000000000,"source":"MatchingEngine","payload":{"type":"order_canceled","order_id":"order-1","exchange_order_id":"","instrument_id":"","reason":"","timestamp":0}}
 }
 
 // A session receives every channel until it names some.

@@ -51,8 +51,9 @@ func newMessage(n *Notification, t Type, entered int64) *Message {
 // Notification returns the Notification: shared, read-only.
 func (m *Message) Notification() *Notification { return m.n }
 
-// JSON returns the Notification as AppendJSON writes it, encoded at most once
-// however many ask and whoever asks first. The bytes are shared: read-only.
+// JSON returns the Notification as Notification.AppendJSON writes it, encoded at
+// most once however many ask and whoever asks first. The Message keeps the bytes,
+// and they are shared: read-only.
 func (m *Message) JSON() []byte {
 	if !m.encoded.Load() {
 		m.encode()
@@ -68,4 +69,15 @@ func (m *Message) encode() {
 		m.json = stringView(marshalJSON(m.n)) // nobody else's, and not written to again
 		m.encoded.Store(true)
 	}
+}
+
+// AppendJSON appends what JSON returns to dst. It encodes into dst and keeps nothing,
+// but for AllUsers, whose sessions are many, or after a call of JSON: then it copies
+// what the Message has. For a sink that puts the text into a frame of its own, this
+// spares a history the text of every message it keeps, and the collector the rest.
+func (m *Message) AppendJSON(dst []byte) []byte {
+	if m.n.UserID == AllUsers || m.encoded.Load() {
+		return append(dst, m.JSON()...)
+	}
+	return m.n.AppendJSON(dst)
 }

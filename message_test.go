@@ -49,6 +49,49 @@ func TestMessage(t *testing.T) {
 			}))
 		}
 	})
+	t.Run("AppendJSON appends the same, and keeps it only for AllUsers", func(t *testing.T) {
+		for typ := Type(1); typ < numTypes; typ++ {
+			n := specimen(typ)
+			n.UserID = "alice"
+			m := NewMessage(n)
+			require.Equal(t, "[ "+string(n.AppendJSON(nil)), string(m.AppendJSON([]byte("[ "))))
+			require.False(t, m.encoded.Load())
+			m.JSON()
+			copy(bytesView(m.json), "kept") // nobody who encodes again has this
+			require.Equal(t, "[ "+m.json, string(m.AppendJSON([]byte("[ "))))
+		}
+		n := specimen(TypeMarketHalt)
+		n.UserID = AllUsers
+		m := NewMessage(n)
+		require.Equal(t, string(n.AppendJSON(nil)), string(m.AppendJSON(nil)))
+		require.True(t, m.encoded.Load())
+		copy(bytesView(m.json), "kept")
+		require.Equal(t, m.json, string(m.AppendJSON(nil)))
+	})
+	t.Run("AppendJSON allocates nothing where there is room", func(t *testing.T) {
+		m, room := NewMessage(specimen(TypeTradeExecuted)), make([]byte, 0, 1024)
+		require.Zero(t, testing.AllocsPerRun(100, func() { m.AppendJSON(room) }))
+	})
+	t.Run("JSON and AppendJSON of many at once", func(t *testing.T) {
+		for _, user := range []string{"alice", AllUsers} {
+			n := specimen(TypeSystemNotice)
+			n.UserID = user
+			m, want := NewMessage(n), string(n.AppendJSON(nil))
+			var wg sync.WaitGroup
+			for i := range 16 {
+				wg.Go(func() {
+					got := m.AppendJSON(nil)
+					if i%4 == 0 {
+						got = m.JSON()
+					}
+					if string(got) != want {
+						t.Errorf("%s, not %s", got, want)
+					}
+				})
+			}
+			wg.Wait()
+		}
+	})
 	t.Run("a notification that is invalid, or changed since, does not break it", func(t *testing.T) {
 		n := specimen(TypeTradeExecuted)
 		m := NewMessage(n)

@@ -6,7 +6,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"maps"
 	"math"
 	"os"
 	"reflect"
@@ -257,14 +256,13 @@ func TestSizingOfMessages(t *testing.T) {
 	id := func(kind string, i int) string { return fmt.Sprintf("%s-%08d", kind, i) } // 14 to 16 bytes
 	for _, c := range []struct {
 		name string
-		g    given // without JSON
-		json float64
+		g    given
 		make func(i int) *Notification
 	}{
-		{"AccountUpdates", given{"payload": 80}, 384, func(i int) *Notification {
+		{"AccountUpdates", given{"payload": 80, "text": 0, "json": 384}, func(i int) *Notification {
 			return New("alice", AccountUpdate{UserID: "alice", Balance: 1e6 + float64(i), Available: 9e5, Frozen: 1e5, Margin: 5e4, RiskRatio: 0.1}, "AccountSystem")
 		}},
-		{"TradeExecuteds with IDs of their own", given{"payload": 144, "text": 48}, 480, func(i int) *Notification {
+		{"TradeExecuteds with IDs of their own", given{"payload": 144, "text": 48, "json": 480}, func(i int) *Notification {
 			return New("alice", TradeExecuted{
 				TradeID: id("trade", i), OrderID: id("order", i), ExchangeOrderID: id("exord", i), InstrumentID: "SHFE.cu2501",
 				Direction: "BUY", Offset: "OPEN", Price: 50123.5, Volume: 3, Commission: 12.75, FillType: "FULL", Timestamp: 1_760_000_000_000_000_000,
@@ -272,23 +270,27 @@ func TestSizingOfMessages(t *testing.T) {
 		}},
 	} {
 		for _, n := range []int{5_000, 30_000} {
-			for _, json := range []float64{0, c.json} {
-				t.Run(fmt.Sprintf("%d %s, JSON of %.0f bytes", n, c.name, json), func(t *testing.T) {
-					g := given{"text": 0, "json": json}
-					maps.Copy(g, c.g)
-					takes(t, p.eval(t, "message", g)*float64(n), func(t *testing.T, begin func()) any {
+			for _, asked := range []struct {
+				name string
+				of   func(*Message)
+				keep string // besides
+			}{
+				{"nobody asked for JSON", func(*Message) {}, "0"},
+				{"AppendJSON", func(m *Message) { m.AppendJSON(nil) }, "0"},
+				{"JSON", func(m *Message) { m.JSON() }, "json"},
+			} {
+				t.Run(fmt.Sprintf("%d %s, %s", n, c.name, asked.name), func(t *testing.T) {
+					takes(t, p.eval(t, "message + "+asked.keep, c.g)*float64(n), func(t *testing.T, begin func()) any {
 						kept := make([]*Message, n)
 						begin()
 						for i := range kept {
 							kept[i] = NewMessage(c.make(i))
-							if json > 0 {
-								kept[i].JSON()
-							}
+							asked.of(kept[i])
 						}
 						return kept
 					})
 				})
-				t.Run(fmt.Sprintf("%d %s from archives, JSON of %.0f bytes", n, c.name, json), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%d %s from archives, %s", n, c.name, asked.name), func(t *testing.T) {
 					a := make([]Archive, n)
 					for i := range a {
 						b, err := c.make(i).AppendBinary(nil)
@@ -296,19 +298,16 @@ func TestSizingOfMessages(t *testing.T) {
 						a[i], err = OpenArchive(b)
 						require.NoError(t, err)
 					}
-					g := given{"text": 48 + 24, "json": json} // ID and user; the rest
-					maps.Copy(g, given{"payload": c.g["payload"]})
+					g := given{"payload": c.g["payload"], "text": 48 + 24, "json": c.g["json"]} // ID and user; the rest
 					if c.g["text"] > 0 {
 						g["text"] = 48 + 96
 					}
-					takes(t, p.eval(t, "edgeMessage", g)*float64(n), func(t *testing.T, begin func()) any {
+					takes(t, p.eval(t, "edgeMessage + "+asked.keep, g)*float64(n), func(t *testing.T, begin func()) any {
 						kept := make([]*Message, n)
 						begin()
 						for i := range kept {
 							kept[i] = NewMessageAt(a[i].Notification(), uint64(i+1))
-							if json > 0 {
-								kept[i].JSON()
-							}
+							asked.of(kept[i])
 						}
 						return kept
 					})
@@ -329,7 +328,7 @@ func TestSizingOfMessages(t *testing.T) {
 	})
 	t.Run("lanes that are full", func(t *testing.T) {
 		for _, n := range []int{2_000, 20_000} {
-			want := p.eval(t, "broker", given{"DedupSize": 10_000, "QueueCapacity": float64(4 * n)}) + float64(4*n)*p.eval(t, "message", given{"payload": 80, "text": 0, "json": 0})
+			want := p.eval(t, "broker", given{"DedupSize": 10_000, "QueueCapacity": float64(4 * n)}) + float64(4*n)*p.eval(t, "message", given{"payload": 80, "text": 0})
 			takes(t, want, func(t *testing.T, begin func()) any {
 				begin()
 				b := newBroker(t, BrokerConfig{QueueCapacity: lanes(n)})

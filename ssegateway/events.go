@@ -39,16 +39,15 @@ func appendRetry(b []byte, milliseconds int64) []byte {
 	return append(strconv.AppendInt(append(b, "retry: "...), milliseconds, 10), '\n')
 }
 
-// appendEvent appends an event: without a name it is a message, without an id the
-// client keeps the one before. data is JSON, which has no line ends.
+// appendEvent appends an event with a name; without an id the client keeps the one
+// before. data is JSON, which has no line ends.
 func appendEvent(b []byte, name, id string, data []byte) []byte {
-	if name != "" {
-		b = append(append(append(b, "event: "...), name...), '\n')
-	}
+	b = append(append(append(b, "event: "...), name...), '\n')
 	return append(append(appendData(b, id), data...), "\n\n"...)
 }
 
-// appendData appends what comes before an event's data.
+// appendData appends what comes before an event's data. An event without a name is a
+// message.
 func appendData(b []byte, id string) []byte {
 	if id != "" {
 		b = append(append(append(b, "id: "...), id...), '\n')
@@ -66,7 +65,7 @@ func appendBatch(b []byte, batch []*notification.Message, cursor string, dropped
 			if i > 0 {
 				b = append(b, ',')
 			}
-			b = append(b, m.JSON()...)
+			b = m.AppendJSON(b)
 		}
 		b = append(b, ']')
 		if dropped > 0 {
@@ -84,7 +83,7 @@ func appendBatch(b []byte, batch []*notification.Message, cursor string, dropped
 		if i == len(batch)-1 {
 			id = cursor
 		}
-		b = appendEvent(b, "", id, m.JSON())
+		b = append(m.AppendJSON(appendData(b, id)), "\n\n"...)
 	}
 	return b, n
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -204,33 +205,47 @@ func appendJSONFrame(b []byte, v any) []byte {
 // appendSingles appends a frame for each message.
 func appendSingles(b []byte, batch []*notification.Message) []byte {
 	for _, m := range batch {
-		text := m.JSON()
-		b = append(appendHeader(b, opText, len(text)), text...)
+		start := len(b)
+		b = endFrame(m.AppendJSON(beginFrame(b)), start)
 	}
 	return b
 }
 
-// appendBatch appends one frame for all messages. The header comes first and
-// holds the length, so that is added up before: cheaper than to move the text.
+// appendBatch appends one frame for all messages.
 func appendBatch(b []byte, batch []*notification.Message, cursor string, dropped uint64) []byte {
-	const open, list = `{"cursor":"`, `","notifications":[`
-	end := `]}`
-	if dropped > 0 {
-		end = `],"dropped":` + strconv.FormatUint(dropped, 10) + `}`
-	}
-	length := len(open) + len(cursor) + len(list) + len(batch) - 1 + len(end)
-	for _, m := range batch {
-		length += len(m.JSON())
-	}
-	b = appendHeader(b, opText, length)
-	b = append(append(append(b, open...), cursor...), list...)
+	start := len(b)
+	b = append(beginFrame(b), `{"cursor":"`...)
+	b = append(append(b, cursor...), `","notifications":[`...)
 	for i, m := range batch {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = append(b, m.JSON()...)
+		b = m.AppendJSON(b)
 	}
-	return append(b, end...)
+	b = append(b, ']')
+	if dropped > 0 {
+		b = strconv.AppendUint(append(b, `,"dropped":`...), dropped, 10)
+	}
+	return endFrame(append(b, '}'), start)
+}
+
+// usualHeader is the length of a header of 126 to 65,535 bytes of text.
+const usualHeader = 4
+
+// beginFrame leaves room for the header of a text frame, which holds the length of
+// what is still to be appended.
+func beginFrame(b []byte) []byte { return append(b, make([]byte, usualHeader)...) }
+
+// endFrame writes the header of the frame that began at start. If it takes another
+// room than was left, the text is moved.
+func endFrame(b []byte, start int) []byte {
+	var place [10]byte
+	header := appendHeader(place[:0], opText, len(b)-start-usualHeader)
+	if len(header) != usualHeader {
+		return slices.Replace(b, start, start+usualHeader, header...)
+	}
+	copy(b[start:], header)
+	return b
 }
 
 // buffers holds the memory that frames are built in, which is needed only while

@@ -809,7 +809,7 @@ func (l pipes) Accept() (net.Conn, error) {
 func (l pipes) Close() error   { close(l); return nil }
 func (l pipes) Addr() net.Addr { return &net.UnixAddr{} }
 
-func TestEachNotificationIsEncodedOnce(t *testing.T) {
+func TestWhatIsForEverybodyIsEncodedOnce(t *testing.T) {
 	// A first notice waits for a second one, which makes the batch full.
 	cfg := notification.GatewayConfig{BatchSize: 2}
 	cfg.MaxDelay[notification.P3] = time.Hour
@@ -838,29 +838,56 @@ func TestEachNotificationIsEncodedOnce(t *testing.T) {
 	}
 }
 
+// Nothing is allocated for messages that nobody has encoded before, so the frames are
+// all that there is of their text.
 func TestFramesAreAppendedWithoutAllocation(t *testing.T) {
-	batch := batchOf(100)
-	buf := appendBatch(appendSingles(nil, batch), batch, "cursor", 0)
-	require.Zero(t, testing.AllocsPerRun(100, func() { buf = appendSingles(buf[:0], batch) }))
-	require.Zero(t, testing.AllocsPerRun(100, func() { buf = appendBatch(buf[:0], batch, "cursor", 0) }))
+	const runs = 20
+	var fresh [][]*notification.Message
+	for range runs + 1 { // one more to begin with
+		fresh = append(fresh, batchOf(100))
+	}
+	buf := appendBatch(nil, batchOf(100), "cursor", 0)
+	for name, frames := range map[string]func(batch []*notification.Message){
+		"one each":    func(batch []*notification.Message) { buf = appendSingles(buf[:0], batch) },
+		"one for all": func(batch []*notification.Message) { buf = appendBatch(buf[:0], batch, "cursor", 0) },
+	} {
+		i := 0
+		require.Zero(t, testing.AllocsPerRun(runs, func() { frames(fresh[i]); i++ }), name)
+	}
+}
+
+func TestFrameHeaders(t *testing.T) {
+	for _, length := range []int{0, 1, 125, 126, 127, 65_535, 65_536, 1 << 20} {
+		text := strings.Repeat("x", length)
+		b := endFrame(append(beginFrame([]byte("before")), text...), len("before"))
+		want := append(appendHeader([]byte("before"), opText, length), text...)
+		require.True(t, bytes.Equal(want, b), "of %d bytes: %.20x, not %.20x", length, b, want)
+	}
 }
 
 func batchOf(n int) []*notification.Message {
 	var batch []*notification.Message
 	for i := range n {
-		m := notification.NewMessage(notification.New("alice", notification.TradeExecuted{TradeID: fmt.Sprint(i), Price: 1.25}, "test"))
-		m.JSON()
-		batch = append(batch, m)
+		batch = append(batch, notification.NewMessage(notification.New("alice", notification.TradeExecuted{TradeID: fmt.Sprint(i), Price: 1.25}, "test")))
 	}
 	return batch
 }
 
+// BenchmarkFrames is a frame of 100 notifications: of one user's, and of such as have
+// been encoded, as those for everybody are.
 func BenchmarkFrames(b *testing.B) {
-	batch := batchOf(100)
-	buf := appendBatch(nil, batch, "cursor", 0)
-	b.SetBytes(int64(len(buf)))
-	b.ReportAllocs()
-	for b.Loop() {
-		buf = appendBatch(buf[:0], batch, "cursor", 0)
+	encoded := batchOf(100)
+	for _, m := range encoded {
+		m.JSON()
+	}
+	for name, batch := range map[string][]*notification.Message{"alice": batchOf(100), "everybody": encoded} {
+		b.Run(name, func(b *testing.B) {
+			buf := appendBatch(nil, batch, "cursor", 0)
+			b.SetBytes(int64(len(buf)))
+			b.ReportAllocs()
+			for b.Loop() {
+				buf = appendBatch(buf[:0], batch, "cursor", 0)
+			}
+		})
 	}
 }
