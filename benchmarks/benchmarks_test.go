@@ -90,11 +90,11 @@ func parse(data []byte) (r received, err error) {
 }
 
 // The document is the library's, byte by byte, whoever makes it.
-func TestBothEncodersMakeTheLibrarysDocument(t *testing.T) {
+func TestAllEncodersMakeTheLibrarysDocument(t *testing.T) {
 	h := &harness{users: userNames(3)}
 	for i := range 60 {
 		n := h.mixed(i, h.pick(i))
-		for _, e := range []marshaler{ownEncoder, standardEncoder} {
+		for _, e := range []marshaler{ownEncoder, standardEncoder, bufferEncoder} {
 			if want, got := n.AppendJSON(nil), e.encode(n); !bytes.Equal(want, got) {
 				t.Fatalf("AppendJSON %s\n%s %s", want, e.name, got)
 			}
@@ -196,6 +196,12 @@ func TestFlatTables(t *testing.T) {
 	add("hub"+withStandard, 2, 800, 5)
 	add(floorName+withStandard, 1, 5_000, 2)
 	add(floorName+withStandard, 2, 5_000, 2)
+	for _, o := range results {
+		if slices.Contains(buffered, o.System) && slices.Contains(flatPublishers, o.Publishers) {
+			o.Section, o.Buffers, o.PerSecond, o.AllocBytes = "buffer", true, 2*o.PerSecond, 200
+			results = append(results, o)
+		}
+	}
 	for _, want := range []struct {
 		name string
 		make func([]outcome) (table, bool)
@@ -216,6 +222,12 @@ func TestFlatTables(t *testing.T) {
 			"direct|1.00|1.00|–|–|3.0|600|40",
 			"hub (encoding/json)|5.00|5.00|3.00|3.00|3.0|600|40",
 			"direct (encoding/json)|2.00|2.00|–|–|3.0|600|40",
+		}},
+		{"what is encoded into a buffer has a table of its own", bufferTable, []string{
+			"notification|6,000|4,000|1.50|0.50|2.50|3.00|200",
+			"map+channel|4,000|8,000|1.00|1.00|3.00|3.50|200",
+			"hub|2,000|2,000|0.50|0.25|4.00|4.00|200",
+			"direct|18,000|18,000|4.50|2.25|1.00|1.00|200",
 		}},
 		{"throughput with many publishers is told over that with one", manyTable, []string{
 			"notification, msg/s|3,000|2,000|1,500", "notification, × 1|1.00|0.67|0.50", "notification, CPU µs/msg|2.50|3.00|3.00",
@@ -262,10 +274,14 @@ func TestEverySectionMeasuresEverySystem(t *testing.T) {
 	for _, c := range contenders {
 		for _, j := range []job{
 			{Section: "flat", Publishers: 2, Seconds: 0.02},
+			{Section: "buffer", Publishers: 2, Seconds: 0.02, Buffers: true},
 			{Section: "paced", Rate: 2_000, Seconds: 0.05},
 			{Section: "flood", Rate: 500, Seconds: 0.05},
 			{Section: "memory"},
 		} {
+			if j.Buffers && !slices.Contains(buffered, c.name) {
+				continue
+			}
 			j.System, j.Users, j.Window = c.name, 100, 2_000
 			t.Run(c.name+"/"+j.Section, func(t *testing.T) {
 				o, err := measure(j)

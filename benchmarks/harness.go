@@ -25,6 +25,7 @@ type job struct {
 	Rate       int     `json:"rate,omitempty"`       // messages per second
 	Seconds    float64 `json:"for_seconds,omitempty"`
 	Window     int     `json:"window,omitempty"`
+	Buffers    bool    `json:"buffers,omitempty"` // receivers encode into memory that is used again
 }
 
 // An outcome is what a job found. Which fields mean something depends on the
@@ -118,13 +119,25 @@ func newHarness(j job) (*harness, error) {
 		return nil, err
 	}
 	h := newHarnessOf(c, j)
-	return h, h.sys.start(h.users, h.receive)
+	receive := h.receive
+	if j.Buffers {
+		receive = func(user int, data []byte) {
+			h.receive(user, data)
+			releaseBuffer(data)
+		}
+	}
+	return h, h.sys.start(h.users, receive)
 }
 
 // newHarnessOf does not start the system yet.
 func newHarnessOf(c contender, j job) *harness {
+	opt := options{gateways: max(j.Gateways, 1), encode: c.encoder.encode, text: (*notification.Message).JSON}
+	if j.Buffers {
+		opt.encode = bufferEncoder.encode
+		opt.text = func(m *notification.Message) []byte { return bufferEncoder.encode(m.Notification()) }
+	}
 	h := &harness{
-		users: userNames(j.Users), sys: c.make(options{gateways: max(j.Gateways, 1), encode: c.encoder.encode}),
+		users: userNames(j.Users), sys: c.make(opt),
 		stalled: -1, release: make(chan struct{}), window: int64(max(j.Window, 4*wakeEvery)),
 	}
 	h.room.L = &h.mu

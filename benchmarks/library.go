@@ -42,7 +42,7 @@ func (l *library) start(users []string, sink sink) error {
 			ID: u, UserID: u,
 			Sink: notification.SinkFunc(func(_ context.Context, batch []*notification.Message) error {
 				for _, m := range batch {
-					sink(i, m.JSON())
+					sink(i, l.opt.text(m))
 				}
 				return nil
 			}),

@@ -164,6 +164,14 @@ var sections = []section{
 			return jobs
 		})
 	}},
+	{"buffer", true, func(_ int, systems []string) [][]job {
+		return each(slices.DeleteFunc(slices.Clone(systems), func(s string) bool { return !slices.Contains(buffered, s) }), func(string) (jobs []job) {
+			for _, p := range flatPublishers {
+				jobs = append(jobs, job{Users: *users, Publishers: p, Seconds: 1.2, Window: *window, Buffers: true})
+			}
+			return jobs
+		})
+	}},
 	{"paced", true, func(_ int, systems []string) [][]job {
 		return each(systems, func(string) []job {
 			return []job{
@@ -215,11 +223,13 @@ var sections = []section{
 }
 
 // Section flat measures every system with flatPublishers, and those in scaling
-// with manyPublishers, too.
+// with manyPublishers, too. Section buffer measures those in buffered: whose
+// documents nobody has any more once the receiver has seen them.
 var (
 	flatPublishers = []int{1, 2}
 	manyPublishers = []int{4, 8, 16}
 	scaling        = []string{libraryName, "map+channel", floorName}
+	buffered       = []string{libraryName, "map+channel", "hub", floorName}
 )
 
 // growing is what section growth varies, one at a time.

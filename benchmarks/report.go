@@ -91,7 +91,7 @@ func cpuEach(o outcome) float64   { return o.CPU }
 
 func report(w io.Writer, results []outcome, write func(io.Writer, table)) {
 	for _, make := range append([]func([]outcome) (table, bool){
-		flatTable, flatCostTable, manyTable, callTable, dueTable, floodTable, idleTable, stalledTable, growthTable,
+		flatTable, flatCostTable, bufferTable, manyTable, callTable, dueTable, floodTable, idleTable, stalledTable, growthTable,
 	}, encodingTables...) {
 		if t, ok := make(results); ok {
 			write(w, t)
@@ -149,7 +149,29 @@ func flatCostTable(results []outcome) (t table, ok bool) {
 	return t, len(t.rows) > 0
 }
 
-// manyTable is the same with more publishers than there are cores.
+// bufferTable is for receivers that put the document into a frame of their own.
+func bufferTable(results []outcome) (t table, ok bool) {
+	all := of(results, "buffer", nil)
+	t = table{title: "Flat out, into a buffer",
+		note: "the same, but that each receiver encodes into memory that is used again, as transports do, and in place of new bytes",
+		head: []string{"system", "msg/s, 1 publisher", "msg/s, 2 publishers", "× fastest peer, 1", "× fastest peer, 2", "CPU µs/msg, 1", "CPU µs/msg, 2", "B/msg"}}
+	for _, name := range systemsIn(all) {
+		var speeds, peers, cpus []string
+		for _, p := range flatPublishers {
+			found := withPublishers(all, p)
+			mine := bySystem(found, name)
+			speed := median(mine, perSecond)
+			speeds = append(speeds, thousands(speed))
+			peers = append(peers, times(speed, fastestPeer(found, ownEncoder.name)))
+			cpus = append(cpus, fmt.Sprintf("%.2f", median(mine, cpuEach)))
+		}
+		bytes := median(bySystem(withPublishers(all, 1), name), func(o outcome) float64 { return o.AllocBytes })
+		t.add(slices.Concat([]string{name}, speeds, peers, cpus, []string{fmt.Sprintf("%.0f", bytes)})...)
+	}
+	return t, len(t.rows) > 0
+}
+
+// manyTable is the same as flatTable with more publishers than there are cores.
 func manyTable(results []outcome) (t table, ok bool) {
 	all := slices.DeleteFunc(of(results, "flat", nil), func(o outcome) bool { return !slices.Contains(scaling, o.System) })
 	counts := valuesIn(all, func(o outcome) int { return o.Publishers })

@@ -31,7 +31,7 @@ func measure(j job) (outcome, error) {
 		return o, err
 	}
 	switch j.Section {
-	case "flat", "growth":
+	case "flat", "buffer", "growth":
 		h.measureFlat(&o)
 	case "paced":
 		h.warm()

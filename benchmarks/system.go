@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync"
 
 	"github.com/qaexchange/notification"
 )
@@ -25,8 +26,7 @@ type system interface {
 
 type sink func(user int, data []byte)
 
-// A marshaler makes the JSON document of a notification, in memory that belongs
-// to the caller. Both make the same bytes.
+// A marshaler makes the JSON document of a notification. All make the same bytes.
 type marshaler struct {
 	name   string
 	encode func(*notification.Notification) []byte
@@ -35,7 +35,20 @@ type marshaler struct {
 var (
 	ownEncoder      = marshaler{"this library's", func(n *notification.Notification) []byte { return must(n.MarshalJSON()) }}
 	standardEncoder = marshaler{"encoding/json", marshalStandard}
+	bufferEncoder   = marshaler{"this library's, into a buffer", appendToBuffer} // of the section
 )
+
+// buffers hold documents until the receiver has seen them.
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+const bufferSize = 1024 // no document is longer
+
+func appendToBuffer(n *notification.Notification) []byte {
+	return n.AppendJSON(buffers.Get().(*[bufferSize]byte)[:0])
+}
+
+// releaseBuffer takes back what appendToBuffer has made.
+func releaseBuffer(data []byte) { buffers.Put((*[bufferSize]byte)(data[:bufferSize])) }
 
 var errFull = errors.New("the receiver's queue is full")
 
@@ -43,6 +56,7 @@ var errFull = errors.New("the receiver's queue is full")
 type options struct {
 	gateways int                                     // of the library, at least 1
 	encode   func(*notification.Notification) []byte // of all but the library, which has its own
+	text     func(*notification.Message) []byte      // the library's own
 }
 
 // A contender is a system that takes part, with an encoder.
