@@ -71,10 +71,10 @@ func (m *Message) encode() {
 	}
 }
 
-// AppendJSON appends what JSON returns to dst. It encodes into dst and keeps nothing,
-// but for AllUsers, whose sessions are many, or after a call of JSON: then it copies
-// what the Message has. For a sink that puts the text into a frame of its own, this
-// spares a history the text of every message it keeps, and the collector the rest.
+// AppendJSON appends what JSON returns to dst, and keeps nothing of it; but what is
+// for AllUsers, whose sessions are many, it encodes once as JSON does, and copies. It
+// is for a sink that puts the text into a frame of its own: a history then keeps no
+// text, which is more than the rest of a message, and the collector has less to do.
 func (m *Message) AppendJSON(dst []byte) []byte {
 	if m.n.UserID == AllUsers || m.encoded.Load() {
 		return append(dst, m.JSON()...)
