@@ -62,12 +62,13 @@ func (c *client) Push(_ context.Context, batch []*notification.Message) error {
 		c.first = nil
 	}
 	now := time.Now()
+	var room [1024]byte // few are longer
 	for _, m := range batch {
 		n := m.Notification()
 		if c.latency != nil {
 			c.latency[n.Priority].Record(now.Sub(time.Unix(0, n.Timestamp)))
 		}
-		c.take(n, len(m.JSON()))
+		c.take(n, len(m.AppendJSON(room[:0])))
 	}
 	return nil
 }
