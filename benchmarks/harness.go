@@ -133,6 +133,7 @@ func newHarness(j job) (*harness, error) {
 func newHarnessOf(c contender, j job) *harness {
 	opt := options{gateways: max(j.Gateways, 1), encode: c.encoder.encode, text: (*notification.Message).JSON}
 	if j.Buffers {
+		// Which is what Message.AppendJSON does, and older revisions do not have.
 		opt.encode = bufferEncoder.encode
 		opt.text = func(m *notification.Message) []byte { return bufferEncoder.encode(m.Notification()) }
 	}

@@ -99,6 +99,29 @@ func report(w io.Writer, results []outcome, write func(io.Writer, table)) {
 	}
 }
 
+// fewPublishers makes a cell for one publisher, and one for two.
+func fewPublishers(all []outcome, cell func(found []outcome) string) (cells []string) {
+	for _, p := range flatPublishers {
+		cells = append(cells, cell(withPublishers(all, p)))
+	}
+	return cells
+}
+
+func speeds(all []outcome, name string) []string {
+	return fewPublishers(all, func(found []outcome) string { return thousands(median(bySystem(found, name), perSecond)) })
+}
+
+func cpus(all []outcome, name string) []string {
+	return fewPublishers(all, func(found []outcome) string { return fmt.Sprintf("%.2f", median(bySystem(found, name), cpuEach)) })
+}
+
+// timesFastest is against the fastest peer with an encoder.
+func timesFastest(all []outcome, name, encoder string) []string {
+	return fewPublishers(all, func(found []outcome) string {
+		return times(median(bySystem(found, name), perSecond), fastestPeer(found, encoder))
+	})
+}
+
 // flatTable has one and two publishers side by side: a way that is quick with
 // one and stands in its own way with two would look well in the first alone.
 func flatTable(results []outcome) (t table, ok bool) {
@@ -108,16 +131,9 @@ func flatTable(results []outcome) (t table, ok bool) {
 		head: []string{"system", "msg/s, 1 publisher", "msg/s, 2 publishers",
 			"× fastest peer, 1", "× fastest peer, 2", "× fastest (encoding/json), 1", "× fastest (encoding/json), 2", "lost"}}
 	for _, name := range systemsIn(all) {
-		mine := bySystem(all, name)
-		var speeds, peers, standards []string
-		for _, p := range flatPublishers {
-			found := withPublishers(all, p)
-			speed := median(bySystem(found, name), perSecond)
-			speeds = append(speeds, thousands(speed))
-			peers = append(peers, times(speed, fastestPeer(found, encoderOf(name))))
-			standards = append(standards, times(speed, fastestPeer(found, standardEncoder.name)))
-		}
-		t.add(slices.Concat([]string{name}, speeds, peers, standards, []string{lost(mine)})...)
+		t.add(slices.Concat([]string{name}, speeds(all, name),
+			timesFastest(all, name, encoderOf(name)), timesFastest(all, name, standardEncoder.name),
+			[]string{lost(bySystem(all, name))})...)
 	}
 	return t, len(t.rows) > 0
 }
@@ -129,19 +145,15 @@ func flatCostTable(results []outcome) (t table, ok bool) {
 		note: "CPU is user and system of the whole process; over the floor: less that of direct with the same encoder, which makes, encodes and hands over the same messages; memory with one publisher",
 		head: []string{"system", "CPU µs/msg, 1 publisher", "CPU µs/msg, 2 publishers", "over the floor, 1", "over the floor, 2", "allocs/msg", "B/msg", "peak RSS MiB"}}
 	for _, name := range systemsIn(all) {
-		var cpus, overs []string
-		for _, p := range flatPublishers {
-			found := withPublishers(all, p)
-			cpu := median(bySystem(found, name), cpuEach)
-			cpus = append(cpus, fmt.Sprintf("%.2f", cpu))
-			over := "–"
-			if floor := bySystem(found, floorOf(name)); len(floor) > 0 && name != floorOf(name) {
-				over = fmt.Sprintf("%.2f", cpu-median(floor, cpuEach))
+		overs := fewPublishers(all, func(found []outcome) string {
+			floor := bySystem(found, floorOf(name))
+			if len(floor) == 0 || name == floorOf(name) {
+				return "–"
 			}
-			overs = append(overs, over)
-		}
+			return fmt.Sprintf("%.2f", median(bySystem(found, name), cpuEach)-median(floor, cpuEach))
+		})
 		one := bySystem(withPublishers(all, 1), name)
-		t.add(slices.Concat([]string{name}, cpus, overs, []string{
+		t.add(slices.Concat([]string{name}, cpus(all, name), overs, []string{
 			fmt.Sprintf("%.1f", median(one, func(o outcome) float64 { return o.Allocs })),
 			fmt.Sprintf("%.0f", median(one, func(o outcome) float64 { return o.AllocBytes })),
 			fmt.Sprintf("%.0f", median(one, func(o outcome) float64 { return o.PeakRSS }))})...)
@@ -156,17 +168,9 @@ func bufferTable(results []outcome) (t table, ok bool) {
 		note: "the same, but that each receiver encodes into memory that is used again, as transports do, and in place of new bytes",
 		head: []string{"system", "msg/s, 1 publisher", "msg/s, 2 publishers", "× fastest peer, 1", "× fastest peer, 2", "CPU µs/msg, 1", "CPU µs/msg, 2", "B/msg"}}
 	for _, name := range systemsIn(all) {
-		var speeds, peers, cpus []string
-		for _, p := range flatPublishers {
-			found := withPublishers(all, p)
-			mine := bySystem(found, name)
-			speed := median(mine, perSecond)
-			speeds = append(speeds, thousands(speed))
-			peers = append(peers, times(speed, fastestPeer(found, ownEncoder.name)))
-			cpus = append(cpus, fmt.Sprintf("%.2f", median(mine, cpuEach)))
-		}
 		bytes := median(bySystem(withPublishers(all, 1), name), func(o outcome) float64 { return o.AllocBytes })
-		t.add(slices.Concat([]string{name}, speeds, peers, cpus, []string{fmt.Sprintf("%.0f", bytes)})...)
+		t.add(slices.Concat([]string{name}, speeds(all, name), timesFastest(all, name, ownEncoder.name), cpus(all, name),
+			[]string{fmt.Sprintf("%.0f", bytes)})...)
 	}
 	return t, len(t.rows) > 0
 }

@@ -35,7 +35,7 @@ type marshaler struct {
 var (
 	ownEncoder      = marshaler{"this library's", func(n *notification.Notification) []byte { return must(n.MarshalJSON()) }}
 	standardEncoder = marshaler{"encoding/json", marshalStandard}
-	bufferEncoder   = marshaler{"this library's, into a buffer", appendToBuffer} // of the section
+	bufferEncoder   = marshaler{"this library's, into a buffer", appendToBuffer} // of section buffer
 )
 
 // buffers hold documents until the receiver has seen them.

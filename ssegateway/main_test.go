@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/internal/settle"
 	"github.com/qaexchange/notification/notificationtest"
 )
 
@@ -229,28 +230,10 @@ func (s *server) session(user string) *notification.Session {
 	return found
 }
 
-// routed waits until the Gateway has dealt with all that was published. Within a
-// lane nothing overtakes, so it has when each lane has brought one more.
+// routed waits until the Gateway has dealt with all that was published.
 func (s *server) routed() {
 	s.t.Helper()
-	const witness = "witness"
-	got := make(chan struct{}, notification.NumPriorities)
-	session, err := s.gateway.RegisterSession(notification.SessionConfig{ID: witness, UserID: witness,
-		Sink: notification.SinkFunc(func(_ context.Context, batch []*notification.Message) error {
-			for range batch {
-				got <- struct{}{}
-			}
-			return nil
-		})})
-	require.NoError(s.t, err)
-	for _, p := range []notification.Payload{notification.RiskAlert{}, notification.OrderFilled{}, notification.AccountUpdate{}, notification.SystemNotice{}} {
-		s.publish(witness, p)
-	}
-	for range notification.NumPriorities {
-		<-got
-	}
-	require.NoError(s.t, session.Close())
-	<-session.Done()
+	require.NoError(s.t, settle.Wait(context.Background(), s.broker, s.gateway, notification.P0, notification.P1, notification.P2, notification.P3))
 }
 
 func (s *server) publish(user string, p notification.Payload) *notification.Notification {

@@ -13,13 +13,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/internal/settle"
 	"github.com/qaexchange/notification/web"
 	"github.com/stretchr/testify/require"
 )
@@ -498,24 +498,10 @@ func serveForeigners(t testing.TB, g notification.GatewayConfig, cfg Config) *se
 	return serveOn(t, smallBuffers{listen(t)}, g, cfg)
 }
 
-// routed waits until the Gateway has dealt with all that was published. Within a
-// lane nothing overtakes, so it does when each lane has brought one more.
+// routed waits until the Gateway has dealt with all that was published.
 func (s *server) routed() {
 	s.t.Helper()
-	const witness = "witness"
-	var got atomic.Int64
-	session, err := s.gateway.RegisterSession(notification.SessionConfig{ID: witness, UserID: witness,
-		Sink: notification.SinkFunc(func(_ context.Context, batch []*notification.Message) error {
-			got.Add(int64(len(batch)))
-			return nil
-		})})
-	require.NoError(s.t, err)
-	for _, p := range []notification.Payload{notification.RiskAlert{}, notification.OrderFilled{}, notification.AccountUpdate{}, notification.SystemNotice{}} {
-		s.publish(witness, p)
-	}
-	eventually(s.t, "all lanes have brought one more", func() bool { return got.Load() == notification.NumPriorities })
-	require.NoError(s.t, session.Close())
-	<-session.Done()
+	require.NoError(s.t, settle.Wait(context.Background(), s.broker, s.gateway, notification.P0, notification.P1, notification.P2, notification.P3))
 }
 
 // url is the server's address with a query.

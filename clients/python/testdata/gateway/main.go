@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/internal/settle"
 	"github.com/qaexchange/notification/web"
 	"github.com/qaexchange/notification/wsgateway"
 )
@@ -119,7 +120,7 @@ func (s *server) do(words []string) (answer string, err error) {
 				return "", err
 			}
 		}
-		return "published", settle(context.Background(), s.broker, s.gateway, numbered(words[1], words[2], to).Payload)
+		return "published", settle.Wait(context.Background(), s.broker, s.gateway, numbered(words[1], words[2], to).Priority)
 	case len(words) == 2 && words[0] == "ticket":
 		return s.tickets.Issue(context.Background(), wsgateway.Identity{UserID: words[1]})
 	case len(words) == 1 && words[0] == "gap":
@@ -135,22 +136,6 @@ func (s *server) do(words []string) (answer string, err error) {
 		return "cut", nil
 	}
 	return "", fmt.Errorf("no command: %q", words)
-}
-
-// settle returns when the Gateway has all that was published before through the lane
-// of payload: it takes that in turn, and a user that nobody else knows is the last.
-func settle(ctx context.Context, broker *notification.Broker, gateway *notification.Gateway, payload notification.Payload) error {
-	last := notification.New("", payload, "test")
-	last.UserID = last.ID
-	sink, told := notification.ChannelSink(1)
-	if _, err := gateway.RegisterSession(notification.SessionConfig{ID: last.ID, UserID: last.ID, Sink: sink}); err != nil {
-		return err
-	}
-	if err := broker.PublishWait(ctx, last); err != nil {
-		return err
-	}
-	<-told
-	return gateway.UnregisterSession(last.ID)
 }
 
 func (s *server) watch(conn net.Conn, state http.ConnState) {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/qaexchange/notification"
+	"github.com/qaexchange/notification/internal/settle"
 	"github.com/qaexchange/notification/web"
 	"github.com/qaexchange/notification/wsgateway"
 )
@@ -99,7 +100,7 @@ func run(addr, files string) error {
 				return
 			}
 		}
-		refuse(w, settle(r.Context(), broker, gateway, numbered("", r.FormValue("channel"), to).Payload))
+		refuse(w, settle.Wait(r.Context(), broker, gateway, numbered("", r.FormValue("channel"), to).Priority))
 	})
 	mux.HandleFunc("POST /cut", func(http.ResponseWriter, *http.Request) { cables.cut() })
 	mux.HandleFunc("GET /sessions", func(w http.ResponseWriter, r *http.Request) {
@@ -123,22 +124,6 @@ func run(addr, files string) error {
 	err = errors.Join(broker.Shutdown(ctx), sockets.Shutdown(ctx), <-served, gateway.Shutdown(ctx))
 	running.Wait()
 	return err
-}
-
-// settle returns when the Gateway has all that was published before through the lane
-// of payload: it takes that in turn, and a user that nobody else knows is the last.
-func settle(ctx context.Context, broker *notification.Broker, gateway *notification.Gateway, payload notification.Payload) error {
-	last := notification.New("", payload, "test")
-	last.UserID = last.ID
-	sink, told := notification.ChannelSink(1)
-	if _, err := gateway.RegisterSession(notification.SessionConfig{ID: last.ID, UserID: last.ID, Sink: sink}); err != nil {
-		return err
-	}
-	if err := broker.PublishWait(ctx, last); err != nil {
-		return err
-	}
-	<-told
-	return gateway.UnregisterSession(last.ID)
 }
 
 // verify takes a token for what it says: a user, and after a colon for how many
